@@ -1,0 +1,53 @@
+/* What executes a vcpu.  Two implementations: bt (binary translation, any x86-64 host) and kvm.
+ *
+ * An engine_machine holds what the vcpus of one machine share (translated code, a KVM VM); vcpus are
+ * allocated by the engine, which may keep private state behind struct vcpu.
+ */
+#ifndef TAKT_ENGINE_ENGINE_H
+#define TAKT_ENGINE_ENGINE_H
+
+#include <stdio.h>
+
+#include "base/error.h"
+#include "base/types.h"
+#include "x86/vcpu.h"
+
+enum exit_reason {
+	EXIT_HALTED,   /* run_state is VCPU_HALTED and nothing is pending */
+	EXIT_SLICE,    /* ATTENTION_SLICE was set */
+	EXIT_KICKED,   /* ATTENTION_KICK was set: look at the machine's inbox and flags */
+	EXIT_SHUTDOWN, /* triple fault; the state is that of the first fault of the three */
+	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
+};
+
+struct engine_config {
+	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
+};
+
+struct engine_machine; /* private to the engine */
+
+struct engine {
+	const char *name;
+	/* 0 if this host can run the engine, else -errno and what to do about it. */
+	int (*probe)(struct error *err);
+	struct engine_machine *(*machine_create)(struct ram *ram, const struct engine_config *config,
+	                                         struct error *err);
+	void (*machine_destroy)(struct engine_machine *em);
+	/* The vcpu is zeroed but for `index`, `ram`; the machine wires ops and model, then vcpu_reset. */
+	struct vcpu *(*vcpu_create)(struct engine_machine *em, unsigned index, struct error *err);
+	void (*vcpu_destroy)(struct vcpu *v);
+	/* Once per thread that will call run: signal stack and the like. */
+	int (*thread_init)(struct error *err);
+	void (*thread_exit)(void);
+	/* Runs guest code until there is a reason to return.  Clears the attention bits it consumed. */
+	enum exit_reason (*run)(struct vcpu *v, struct error *err);
+	/* After the caller changed the vcpu or guest memory behind the engine's back (state load). */
+	void (*state_loaded)(struct vcpu *v);
+	/* Writes the engine's counters, one "name value" line each (--stats). */
+	void (*stats)(struct engine_machine *em, FILE *out);
+};
+
+extern const struct engine engine_bt;
+extern const struct engine engine_kvm;
+
+#endif

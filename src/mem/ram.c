@@ -1,0 +1,37 @@
+#include "mem/ram.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int ram_init(struct ram *ram, uint64_t size, struct error *err)
+{
+	uint64_t host_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	void *p;
+
+	if (size < MiB || size % GUEST_PAGE_SIZE)
+		return error_set(err, EINVAL,
+		                 "memory of %llu bytes is too small or not whole pages: give at least 1M",
+		                 (unsigned long long)size);
+	if (size > host_bytes)
+		return error_set(err, ENOMEM,
+		                 "memory of %llu MiB is more than this host's %llu MiB: give less with --memory",
+		                 (unsigned long long)(size / MiB), (unsigned long long)(host_bytes / MiB));
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+	         0);
+	if (p == MAP_FAILED)
+		return error_set(err, errno, "cannot map %llu MiB of guest memory (%s): give less with --memory",
+		                 (unsigned long long)(size / MiB), strerror(errno));
+	ram->host = p;
+	ram->size = size;
+	ram->low_size = MIN(size, RAM_LOW_MAX);
+	return 0;
+}
+
+void ram_destroy(struct ram *ram)
+{
+	if (ram->host)
+		munmap(ram->host, ram->size);
+	memset(ram, 0, sizeof(*ram));
+}

@@ -1,0 +1,49 @@
+/* Guest RAM: one anonymous host mapping, seen by the guest in two pieces around the PCI hole.
+ *
+ *   gpa 0 ........ low_size           4 GiB ........ 4 GiB + (size - low_size)
+ *       |  low    |   hole (MMIO)     |  high       |
+ *   host+0 ...... host+low_size ................. host+size
+ *
+ * Every access by guest-physical address goes through ram_host(), the one bounds check.
+ */
+#ifndef TAKT_MEM_RAM_H
+#define TAKT_MEM_RAM_H
+
+#include "base/error.h"
+#include "base/types.h"
+
+#define RAM_LOW_MAX (3 * GiB)  /* RAM below the hole ends here at the latest */
+#define RAM_HIGH_BASE (4 * GiB) /* RAM above the hole starts here */
+
+struct ram {
+	uint8_t *host;     /* `size` bytes, page aligned, zero until touched */
+	uint64_t size;     /* bytes, a multiple of the page size */
+	uint64_t low_size; /* bytes below the hole */
+};
+
+/* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
+int ram_init(struct ram *ram, uint64_t size, struct error *err);
+void ram_destroy(struct ram *ram);
+
+/* Host pointer to [gpa, gpa+len), or NULL unless all of it is RAM in one piece. */
+static inline void *ram_host(const struct ram *ram, gpa_t gpa, uint64_t len)
+{
+	if (gpa < ram->low_size)
+		return len <= ram->low_size - gpa ? ram->host + gpa : NULL;
+	if (gpa >= RAM_HIGH_BASE) {
+		uint64_t off = gpa - RAM_HIGH_BASE;
+		uint64_t high = ram->size - ram->low_size;
+
+		if (off < high && len <= high - off)
+			return ram->host + ram->low_size + off;
+	}
+	return NULL;
+}
+
+/* Number of the RAM page that holds `gpa` (which must be RAM): an index from 0 to size / 4096. */
+static inline uint64_t ram_page_index(const struct ram *ram, gpa_t gpa)
+{
+	return (gpa < ram->low_size ? gpa : gpa - RAM_HIGH_BASE + ram->low_size) >> GUEST_PAGE_SHIFT;
+}
+
+#endif
