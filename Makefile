@@ -1,0 +1,164 @@
+# takt: one non-recursive Makefile.
+#
+#   make                    build/takt
+#   make CC=clang           build/clang/takt        (any compiler but gcc gets its own directory)
+#   make DEBUG=1            build/debug/takt        (-Og, assertions)
+#   make SAN=asan,ubsan     build/asan-ubsan/takt   (asan, ubsan or both)
+#   make guest              build/guest/: Debian kernels and initramfs images
+#   make run                boot the Debian cloud kernel and end at its shell
+#   make check              unit tests, guest kernels, system tests
+#   make check-long         the same, longer
+#   make bench              measure; writes docs/performance.md
+#   make install            PREFIX=/usr/local DESTDIR=
+#   make format | clean
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules
+
+CC = gcc
+AR = ar
+CLANG_FORMAT = clang-format
+PREFIX = /usr/local
+V_VERSION := 0.1
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
+# --- one build directory a variant -------------------------------------------------------------
+compiler := $(notdir $(firstword $(CC)))
+variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),debug) \
+	$(subst $(comma),$(space),$(SAN)))
+BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
+
+# --- flags -------------------------------------------------------------------------------------
+LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -lpthread -lm
+TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
+	-DTAKT_VERSION='"$(V_VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
+TAKT_LDFLAGS := -pthread
+ifneq ($(SAN),)
+SAN_FLAGS := -fno-omit-frame-pointer \
+	$(if $(findstring asan,$(SAN)),-fsanitize=address) \
+	$(if $(findstring ubsan,$(SAN)),-fsanitize=undefined -fno-sanitize-recover=undefined)
+TAKT_LDFLAGS += $(filter -fsanitize=%,$(SAN_FLAGS))
+endif
+
+# Sources that run while guest vector state is live in the host's registers: they must not touch
+# a vector register, nor call into a sanitizer's run time.
+BT_RUNTIME_SRC := $(wildcard src/engine/bt/runtime*.c) \
+	$(filter-out src/x86/cpuid.c,$(wildcard src/x86/*.c))
+BT_RUNTIME_CFLAGS := -mgeneral-regs-only -fno-stack-protector
+BT_RUNTIME := $(BT_RUNTIME_SRC:%.c=$(BUILD)/%.o)
+
+# --- sources -----------------------------------------------------------------------------------
+MAIN_SRC := src/cli/main.c
+LIB_SRC := $(filter-out $(MAIN_SRC),$(wildcard src/*/*.c src/engine/*/*.c))
+LIB_ASM := $(wildcard src/*/*.S src/engine/*/*.S)
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o) $(LIB_ASM:%.S=$(BUILD)/%.S.o)
+MAIN_OBJ := $(MAIN_SRC:%.c=$(BUILD)/%.o)
+UNIT_SRC := $(wildcard tests/unit/test_*.c)
+UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
+# Helpers that several unit tests share: every other C file in tests/unit.
+UNIT_COMMON_SRC := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
+UNIT_COMMON_OBJ := $(UNIT_COMMON_SRC:%.c=$(BUILD)/%.o)
+# Bare-metal kernels: each tests/guest/NAME.S (or .c) becomes build/.../guest-tests/NAME, an ELF linked by
+# tests/guest/guest.ld together with tests/guest/lib/*.
+GUEST_TEST_SRC := $(wildcard tests/guest/*.S tests/guest/*.c)
+GUEST_TEST_BIN := $(addprefix $(BUILD)/guest-tests/,$(basename $(notdir $(GUEST_TEST_SRC))))
+GUEST_LIB_SRC := $(wildcard tests/guest/lib/*.S tests/guest/lib/*.c)
+GUEST_LIB_OBJ := $(GUEST_LIB_SRC:tests/guest/lib/%=$(BUILD)/guest-tests/lib/%.o)
+GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-red-zone -mcmodel=kernel \
+	-fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -mgeneral-regs-only \
+	-O1 -g -Wall -Wextra -Wno-main -Itests/guest
+
+.PHONY: all guest guest-tests unit run check check-long bench install clean format
+all: $(BUILD)/takt
+
+$(BUILD)/takt: $(MAIN_OBJ) $(BUILD)/libtakt.a
+	$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+# Recreated, so that objects whose source has gone do not linger; relinked when the list changes.
+$(BUILD)/libtakt.a: $(LIB_OBJ) $(BUILD)/objects.list
+	@rm -f $@
+	$(AR) rcs $@ $(LIB_OBJ)
+
+$(BUILD)/objects.list: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LIB_OBJ)' | cmp -s - $@ || echo '$(LIB_OBJ)' > $@
+.PHONY: FORCE
+
+$(BT_RUNTIME): RUNTIME_FLAGS := $(BT_RUNTIME_CFLAGS)
+$(BT_RUNTIME): SAN_FLAGS :=
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(TAKT_CFLAGS) $(SAN_FLAGS) $(RUNTIME_FLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/%.S.o: %.S Makefile
+	@mkdir -p $(@D)
+	$(CC) -g -Isrc $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# --- tests -------------------------------------------------------------------------------------
+unit: $(UNIT_BIN)
+
+$(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(UNIT_COMMON_OBJ) $(BUILD)/libtakt.a
+	@mkdir -p $(@D)
+	$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+guest-tests: $(GUEST_TEST_BIN)
+
+$(BUILD)/guest-tests/lib/%.o: tests/guest/lib/% Makefile
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/guest-tests/%: tests/guest/%.S $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+
+$(BUILD)/guest-tests/%: tests/guest/%.c $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+
+check: $(BUILD)/takt unit guest-tests guest
+	scripts/check $(BUILD)
+
+check-long: $(BUILD)/takt unit guest-tests guest
+	TAKT_TEST_LONG=1 scripts/check $(BUILD)
+
+# --- guests, running, measuring ----------------------------------------------------------------
+GUEST := build/guest
+guest: $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic $(GUEST)/initrd $(GUEST)/initrd-full
+
+$(GUEST)/vmlinuz: scripts/fetch-kernel
+	scripts/fetch-kernel cloud-amd64 $@
+
+$(GUEST)/vmlinuz-generic: scripts/fetch-kernel
+	scripts/fetch-kernel amd64 $@
+
+$(GUEST)/initrd: scripts/make-initrd guest/init
+	scripts/make-initrd $@
+
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-initrd guest/init
+	scripts/make-initrd-full $@
+
+run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
+	$(BUILD)/takt run --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initrd --append quiet
+
+bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
+	bench/boot $(BUILD)/takt
+
+# --- housekeeping ------------------------------------------------------------------------------
+install: $(BUILD)/takt
+	install -D -m 755 $(BUILD)/takt $(DESTDIR)$(PREFIX)/bin/takt
+	install -D -m 644 docs/takt.1 $(DESTDIR)$(PREFIX)/share/man/man1/takt.1
+
+format:
+	$(CLANG_FORMAT) -i $(wildcard src/*/*.[ch] src/engine/*/*.[ch] tests/unit/*.[ch])
+
+clean:
+	rm -rf build
+
+-include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT_COMMON_OBJ:.o=.d) \
+	$(UNIT_SRC:%.c=$(BUILD)/%.d) $(GUEST_LIB_OBJ:.o=.d) $(GUEST_TEST_BIN:=.d)
