@@ -1,0 +1,112 @@
+/* A machine: RAM, vcpus and chips wired together, and its life cycle.
+ *
+ *   create ──▶ reset ──▶ (boot image loaded) ──▶ run by sched/ ──▶ event ──▶ reset | destroy
+ *                                                 │        ▲
+ *                                                 pause ─▶ save | load
+ *
+ * Threads.  One thread at a time runs a machine (the worker that holds it, see sched/worker.h), and
+ * all but machine_post(), machine_console_input() and machine_stop() is called on it or while no
+ * worker runs the machine.  With several vcpus, chip accesses are serialized by machine->lock.
+ *
+ * Time.  Everything here runs on machine time (base/clock.h); `now` comes from machine->clock.
+ */
+#ifndef TAKT_MACHINE_MACHINE_H
+#define TAKT_MACHINE_MACHINE_H
+
+#include "base/error.h"
+#include "base/types.h"
+#include "engine/engine.h"
+#include "mem/ram.h"
+#include "x86/cpuid.h"
+#include "x86/vcpu.h"
+
+struct machine;
+struct state_buffer;
+
+#define MACHINE_VCPUS_MAX 255
+
+/* What became of a machine.  Every event stops it: no worker runs it until machine_reset() and
+ * sched_resume(). */
+enum machine_event {
+	MACHINE_POWEROFF,     /* the guest switched itself off */
+	MACHINE_RESET,        /* the guest asked for a reset */
+	MACHINE_PANIC,        /* a Linux guest panicked; machine_panic_text() says why */
+	MACHINE_TRIPLE_FAULT, /* the vcpu shut down; vcpu_describe() of the vcpu says where */
+	MACHINE_DEAD,         /* all vcpus halted with interrupts off: nothing can wake them */
+	MACHINE_ERROR,        /* takt's fault: machine_error() says what happened */
+};
+
+struct machine_config {
+	uint64_t memory; /* bytes */
+	unsigned vcpus;
+	const struct engine *engine;
+	struct engine_config engine_config;
+	const struct cpu_model *model; /* copied */
+	/* The serial console's output; `console_room`: input refused earlier fits now.  On the worker. */
+	void (*console_tx)(void *data, const uint8_t *buf, size_t len);
+	void (*console_room)(void *data);
+	void *console_data;
+	/* On the worker's thread, once a stop; may not call back into the machine but tells another
+	 * thread, which uses sched_pause(), machine_reset() and so on. */
+	void (*event)(void *data, enum machine_event ev);
+	void *event_data;
+};
+
+/* Builds a machine at power-on; call machine_reset() before it runs.  NULL and `err` on failure. */
+struct machine *machine_create(const struct machine_config *config, struct error *err);
+/* The machine must not be known to sched/ any more (sched_remove). */
+void machine_destroy(struct machine *m);
+
+/* Power-on: RAM zero, chips and vcpus reset, ACPI tables built in RAM at ACPI_RSDP_GPA.  vcpu 0 is
+ * ready to be pointed at a kernel (boot_image_load), the others wait for their start-up IPI. */
+int machine_reset(struct machine *m, struct error *err);
+
+struct ram *machine_ram(struct machine *m);
+unsigned machine_vcpu_count(const struct machine *m);
+struct vcpu *machine_vcpu(struct machine *m, unsigned index);
+struct engine_machine *machine_engine(struct machine *m);
+/* The text after "Kernel panic - not syncing: ", "" when none was seen. */
+const char *machine_panic_text(const struct machine *m);
+/* Why MACHINE_ERROR was raised. */
+const struct error *machine_error(const struct machine *m);
+
+/* --- from any thread --- */
+
+/* Work for the thread that runs the machine.  The poster owns it and it must live until `fn` was
+ * called; posting it again before that is one call. */
+struct work {
+	void (*fn)(struct machine *m, void *arg);
+	void *arg;
+	struct work *next;
+	_Atomic bool queued;
+};
+void machine_post(struct machine *m, struct work *work);
+
+/* Bytes for the guest's serial port.  Returns how many were taken; if fewer than `len`, console_room
+ * is called when there is room again. */
+size_t machine_console_input(struct machine *m, const uint8_t *buf, size_t len);
+
+/* --- for sched/ --- */
+
+/* Before each slice: runs posted work, fires due timers, keeps the guest's clock right. */
+void machine_advance(struct machine *m);
+/* Machine time of the next timer, INT64_MAX when there is none. */
+ns_t machine_next_deadline(const struct machine *m);
+ns_t machine_now(const struct machine *m);
+/* Runs one vcpu until the engine has a reason to return; raises the machine's events. */
+enum exit_reason machine_run(struct machine *m, struct vcpu *v);
+/* Whether there is something for vcpu `v` to execute, or it sleeps until an interrupt. */
+bool machine_vcpu_runnable(const struct machine *m, struct vcpu *v);
+/* Whether an event stopped the machine. */
+bool machine_stopped(const struct machine *m);
+
+/* --- state; no worker runs the machine --- */
+
+/* Appends all state, RAM included, to `buf`. -ENOMEM. */
+int machine_save(struct machine *m, struct state_buffer *buf, struct error *err);
+/* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go on
+ * from the saved values.  On error the machine is good for machine_reset() or machine_destroy() only.
+ * -EINVAL (malformed, other shape), -ENOMEM. */
+int machine_load(struct machine *m, const struct state_buffer *buf, struct error *err);
+
+#endif
