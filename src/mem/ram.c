@@ -23,6 +23,16 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 	if (p == MAP_FAILED)
 		return error_set(err, errno, "cannot map %llu MiB of guest memory (%s): give less with --memory",
 		                 (unsigned long long)(size / MiB), strerror(errno));
+	ram->page_flags = mmap(NULL, ALIGN_UP(size >> GUEST_PAGE_SHIFT, (uint64_t)GUEST_PAGE_SIZE),
+	                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+	                       0);
+	if (ram->page_flags == MAP_FAILED) {
+		int code = errno;
+
+		munmap(p, size);
+		memset(ram, 0, sizeof(*ram));
+		return error_set(err, code, "cannot map page flags of guest memory: %s", strerror(code));
+	}
 	ram->host = p;
 	ram->size = size;
 	ram->low_size = MIN(size, RAM_LOW_MAX);
@@ -31,7 +41,10 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 
 void ram_destroy(struct ram *ram)
 {
-	if (ram->host)
+	if (ram->host) {
 		munmap(ram->host, ram->size);
+		munmap(ram->page_flags,
+		       ALIGN_UP(ram->size >> GUEST_PAGE_SHIFT, (uint64_t)GUEST_PAGE_SIZE));
+	}
 	memset(ram, 0, sizeof(*ram));
 }

@@ -19,7 +19,14 @@ struct ram {
 	uint8_t *host;     /* `size` bytes, page aligned, zero until touched */
 	uint64_t size;     /* bytes, a multiple of the page size */
 	uint64_t low_size; /* bytes below the hole */
+	/* One byte a page (RAM_PAGE_*), by ram_page_index; zero until somebody cares. */
+	uint8_t *page_flags;
+	/* Called after a write through ram_written() to a page with RAM_PAGE_CODE. */
+	void (*code_written)(void *data, gpa_t gpa, uint64_t len);
+	void *code_data;
 };
+
+#define RAM_PAGE_CODE 1u /* translated code was made from this page: writes must be told */
 
 /* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
 int ram_init(struct ram *ram, uint64_t size, struct error *err);
@@ -44,6 +51,13 @@ static inline void *ram_host(const struct ram *ram, gpa_t gpa, uint64_t len)
 static inline uint64_t ram_page_index(const struct ram *ram, gpa_t gpa)
 {
 	return (gpa < ram->low_size ? gpa : gpa - RAM_HIGH_BASE + ram->low_size) >> GUEST_PAGE_SHIFT;
+}
+
+/* To be called by whoever wrote [gpa, gpa+len), RAM within one page, by its host pointer. */
+static inline void ram_written(const struct ram *ram, gpa_t gpa, uint64_t len)
+{
+	if (unlikely(ram->page_flags[ram_page_index(ram, gpa)] & RAM_PAGE_CODE))
+		ram->code_written(ram->code_data, gpa, len);
 }
 
 #endif

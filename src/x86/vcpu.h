@@ -115,7 +115,12 @@ struct vcpu {
 	/* The x87/SSE/AVX/AVX-512 state, XSAVE standard format. */
 	uint8_t xsave[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
 
-	/* --- not state: wiring --- */
+	/* --- not state: the fault an operation under way met (x86/fault.h), and wiring --- */
+	struct x86_fault {
+		uint8_t vector, has_error;
+		uint32_t error;
+		uint64_t cr2;
+	} fault;
 	struct ram *ram;
 	const struct cpu_model *model; /* x86/cpuid.h; outlives the vcpu */
 	const struct platform_ops *ops;
