@@ -9,6 +9,7 @@
 #include "base/clock.h"
 
 #include <cpuid.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -186,13 +187,9 @@ static uint64_t rate_of(uint64_t ns, uint64_t ticks)
 	return (uint64_t)(((__uint128_t)ns << RATE_SHIFT) / ticks);
 }
 
-/* Machine time is `ns` and the guest TSC `tsc` now. */
-static void start_at(struct mclock *c, uint64_t tsc, ns_t ns)
+/* A new line through (tsc, ns), at the nominal rate, from a host time of `host_ns`. */
+static void start_line(struct mclock *c, uint64_t tsc, ns_t ns, ns_t host_ns)
 {
-	ns_t host_ns;
-	uint64_t host_tsc = sample(CLOCK_MONOTONIC, &host_ns);
-
-	c->tsc_offset = (int64_t)(tsc - host_tsc);
 	c->host_base = host_ns - ns;
 	c->anchor_tsc = c->mid_tsc = tsc;
 	c->anchor_ns = c->mid_ns = host_ns;
@@ -200,6 +197,16 @@ static void start_at(struct mclock *c, uint64_t tsc, ns_t ns)
 	c->shift = choose_shift(c->rate);
 	c->next_check = tsc + clock_ns_to_tsc(RATE_WINDOW_NS, c->tsc_khz);
 	line_set(c, tsc, ns, c->rate);
+}
+
+/* Machine time is `ns` and the guest TSC `tsc` now. */
+static void start_at(struct mclock *c, uint64_t tsc, ns_t ns)
+{
+	ns_t host_ns;
+	uint64_t host_tsc = sample(CLOCK_MONOTONIC, &host_ns);
+
+	c->tsc_offset = (int64_t)(tsc - host_tsc);
+	start_line(c, tsc, ns, host_ns);
 }
 
 void mclock_init(struct mclock *c, uint32_t tsc_khz)
@@ -262,7 +269,7 @@ void mclock_discipline(struct mclock *c)
 	measure_rate(c, tsc, host_ns);
 	if (behind < -LOST_NS || c->rate < nominal - nominal / 100 ||
 	    c->rate > nominal + nominal / 100) {
-		start_at(c, tsc, ns);
+		start_line(c, tsc, ns + MAX(behind, 0), host_ns);
 		return;
 	}
 	rate = c->rate;
@@ -281,6 +288,7 @@ static void mclock_saving(void *object)
 
 	c->saved_tsc = mclock_tsc(c);
 	c->saved_ns = (uint64_t)line_at(c, c->saved_tsc);
+	c->saved_offset = (uint64_t)c->tsc_offset;
 }
 
 static int mclock_loaded(void *object, struct error *err)
@@ -289,9 +297,9 @@ static int mclock_loaded(void *object, struct error *err)
 	uint32_t host = clock_tsc_khz();
 
 	if (c->saved_ns > INT64_MAX / 2)
-		return error_set(err, 22, "the saved machine time is out of range");
+		return error_set(err, EINVAL, "the saved machine time is out of range");
 	if (c->tsc_khz < host - host / 1000 || c->tsc_khz > host + host / 1000)
-		return error_set(err, 22,
+		return error_set(err, EINVAL,
 		                 "the machine was saved with a TSC of %u kHz but this host runs at "
 		                 "%u kHz: load it on a host of the same frequency",
 		                 c->tsc_khz, host);
@@ -302,6 +310,7 @@ static int mclock_loaded(void *object, struct error *err)
 static const struct state_field mclock_fields[] = {
     STATE_U64(struct mclock, saved_tsc),
     STATE_U64(struct mclock, saved_ns),
+    STATE_U64(struct mclock, saved_offset),
     STATE_U64(struct mclock, wall_base),
     STATE_U32(struct mclock, tsc_khz),
 };

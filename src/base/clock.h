@@ -36,6 +36,7 @@ struct mclock {
 	/* --- state --- */
 	uint64_t saved_tsc; /* guest TSC and machine time at the save */
 	uint64_t saved_ns;
+	uint64_t saved_offset; /* tsc_offset of the clock that was saved */
 	uint64_t wall_base; /* wall-clock time at machine time 0, ns since 1970 */
 	uint32_t tsc_khz;   /* nominal guest TSC frequency; the host's */
 	/* --- derived --- */

@@ -5,7 +5,7 @@
  *                                                 pause ─▶ save | load
  *
  * Threads.  One thread at a time runs a machine (the worker that holds it, see sched/worker.h), and
- * all but machine_post(), machine_console_input() and machine_stop() is called on it or while no
+ * all but machine_post() and machine_console_input() is called on it or while no
  * worker runs the machine.  With several vcpus, chip accesses are serialized by machine->lock.
  *
  * Time.  Everything here runs on machine time (base/clock.h); `now` comes from machine->clock.
@@ -72,7 +72,7 @@ const struct error *machine_error(const struct machine *m);
 
 /* --- from any thread --- */
 
-/* Work for the thread that runs the machine.  The poster owns it and it must live until `fn` was
+/* Work for the thread that runs the machine, before its next slice.  The poster owns it and it must live until `fn` was
  * called; posting it again before that is one call. */
 struct work {
 	void (*fn)(struct machine *m, void *arg);
@@ -88,17 +88,24 @@ size_t machine_console_input(struct machine *m, const uint8_t *buf, size_t len);
 
 /* --- for sched/ --- */
 
-/* Before each slice: runs posted work, fires due timers, keeps the guest's clock right. */
-void machine_advance(struct machine *m);
-/* Machine time of the next timer, INT64_MAX when there is none. */
-ns_t machine_next_deadline(const struct machine *m);
+/* Before each slice of `v`: runs posted work, fires due timers, keeps the guest's clock right. */
+void machine_advance(struct machine *m, struct vcpu *v);
+/* Machine time of the next timer that `v` answers for, INT64_MAX when there is none. */
+ns_t machine_next_deadline(const struct machine *m, const struct vcpu *v);
 ns_t machine_now(const struct machine *m);
 /* Runs one vcpu until the engine has a reason to return; raises the machine's events. */
 enum exit_reason machine_run(struct machine *m, struct vcpu *v);
-/* Whether there is something for vcpu `v` to execute, or it sleeps until an interrupt. */
-bool machine_vcpu_runnable(const struct machine *m, struct vcpu *v);
+/* Whether there is something for `v` to execute; if not, it sleeps until an interrupt. */
+bool machine_vcpu_runnable(struct machine *m, struct vcpu *v);
+/* Whether posted work waits. */
+bool machine_has_work(const struct machine *m);
 /* Whether an event stopped the machine. */
 bool machine_stopped(const struct machine *m);
+/* `v` was ready for `ns` but did not run: the guest's steal time. */
+void machine_add_stolen(struct machine *m, struct vcpu *v, ns_t ns);
+/* `hook` is called on the thread that runs `v` when machine_next_deadline() has moved earlier while
+ * `v` runs.  Without one the vcpu is kicked. */
+void machine_set_deadline_hook(struct machine *m, void (*hook)(struct vcpu *v, ns_t deadline));
 
 /* --- state; no worker runs the machine --- */
 

@@ -1,0 +1,117 @@
+/* What a machine is made of; for src/machine/ only (others use machine.h). */
+#ifndef TAKT_MACHINE_PARTS_H
+#define TAKT_MACHINE_PARTS_H
+
+#include <pthread.h>
+
+#include "base/clock.h"
+#include "base/timer.h"
+#include "chip/ioapic.h"
+#include "chip/lapic.h"
+#include "chip/pci.h"
+#include "chip/power.h"
+#include "chip/pvclock.h"
+#include "chip/rtc.h"
+#include "chip/uart.h"
+#include "machine/bus.h"
+#include "machine/machine.h"
+
+#define CONSOLE_QUEUE 4096
+#define CONSOLE_LINE 256
+
+/* A vcpu with what belongs to it; vcpu->platform points here. */
+struct vcpu_slot {
+	struct machine *machine;
+	struct vcpu *vcpu;
+	struct lapic *lapic;
+	struct pvclock pvclock;
+	struct timer_queue timers; /* its local APIC's; slot 0 has the chips' too */
+	/* Start-up signals, applied between two runs. --- state --- */
+	uint8_t init_pending, sipi_pending, sipi_vector;
+	/* Halted for good unless another vcpu signals; set by its own worker. */
+	_Atomic bool asleep_for_good;
+};
+
+/* What a saved machine must agree on with the one it is loaded into. */
+struct machine_shape {
+	uint64_t memory;
+	uint32_t vcpus;
+};
+
+/* Input for the UART that its FIFO has no room for. */
+struct console_queue {
+	pthread_mutex_t lock; /* any thread puts, the worker takes */
+	uint8_t bytes[CONSOLE_QUEUE];
+	unsigned head, count;
+	bool refused; /* machine_console_input() took less than it was given */
+	struct work work;
+};
+
+/* The output line under way, to recognize a panic. */
+struct console_watch {
+	char line[CONSOLE_LINE];
+	unsigned len;
+	bool unpolled; /* part of it was not the kernel's own message */
+	char panic[CONSOLE_LINE];
+};
+
+struct machine {
+	struct machine_shape shape;
+	struct ram ram;
+	const struct engine *engine;
+	struct engine_machine *engine_machine;
+	struct cpu_model model;
+	struct mclock clock;
+	/* Taken around chip accesses when there is more than one vcpu. */
+	pthread_mutex_t lock;
+
+	unsigned nvcpus;
+	struct vcpu_slot *slots; /* [nvcpus] */
+	struct lapic *lapics;    /* [nvcpus] */
+	struct apic_bus apic_bus;
+	struct ioapic ioapic;
+	struct uart uart;
+	struct rtc rtc;
+	struct pci_host pci;
+	struct power power;
+	struct bus ports, mmio;
+
+	struct work *_Atomic inbox; /* newest first */
+	struct console_queue console_in;
+	struct console_watch watch;
+	void (*console_tx)(void *data, const uint8_t *buf, size_t len);
+	void (*console_room)(void *data);
+	void *console_data;
+
+	void (*deadline_hook)(struct vcpu *v, ns_t deadline);
+	/* An event that asks the machine to stop, -1 none; then raised, once. */
+	_Atomic int stop_event;
+	_Atomic bool stopped;
+	void (*event)(void *data, enum machine_event ev);
+	void *event_data;
+	struct error error;
+};
+
+/* platform.c: the vcpu's view of the chips. */
+extern const struct platform_ops machine_platform_ops;
+int machine_map_chips(struct machine *m, struct error *err);
+/* console.c: the UART's other side. */
+void machine_console_init(struct machine *m);
+void machine_console_reset(struct machine *m);
+
+/* Asks the machine to stop with this event when its vcpus come out of the engine; the first counts. */
+void machine_request_stop(struct machine *m, enum machine_event ev);
+
+static inline void machine_lock(struct machine *m)
+{
+	if (m->nvcpus > 1)
+		pthread_mutex_lock(&m->lock);
+}
+
+static inline void machine_unlock(struct machine *m)
+{
+	if (m->nvcpus > 1)
+		pthread_mutex_unlock(&m->lock);
+}
+
+#endif
