@@ -56,7 +56,7 @@ struct sched *sched_create(const struct sched_config *config, struct error *err)
 	int cpus[CPU_SETSIZE];
 	unsigned ncpus = list_cpus(cpus, CPU_SETSIZE);
 
-	if (worker_setup_signal(err)) {
+	if (slice_timer_setup(err)) {
 		free(s);
 		return NULL;
 	}

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -11,8 +10,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-
-#define SLICE_SIGNAL (SIGRTMIN + 1)
 
 static _Thread_local struct worker *this_worker;
 
@@ -54,51 +51,7 @@ void worker_wake_vcpu(struct vcpu *v)
 		worker_push(t->worker, t);
 }
 
-/* --- the worker's timer --- */
-
-static struct timespec to_timespec(ns_t ns)
-{
-	return (struct timespec){ns / NS_PER_SEC, ns % NS_PER_SEC};
-}
-
-/* On the worker's own thread, between or within instructions of the vcpu it runs. */
-static void on_timer(int sig, siginfo_t *info, void *context)
-{
-	struct worker *w = info->si_value.sival_ptr;
-	struct vcpu *v;
-
-	(void)sig;
-	(void)context;
-	if (info->si_code != SI_TIMER)
-		return;
-	v = atomic_load_explicit(&w->running, memory_order_relaxed);
-	if (v)
-		atomic_fetch_or_explicit(&v->attention, ATTENTION_SLICE, memory_order_relaxed);
-}
-
-int worker_setup_signal(struct error *err)
-{
-	/* On the alternate stack: while guest code runs, rsp is the guest's. */
-	struct sigaction sa = {.sa_sigaction = on_timer,
-	                       .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
-
-	sigfillset(&sa.sa_mask);
-	if (sigaction(SLICE_SIGNAL, &sa, NULL))
-		return error_set(err, errno, "cannot set up the slice timer: %s", strerror(errno));
-	return 0;
-}
-
-static void arm(struct worker *w, ns_t deadline)
-{
-	struct itimerspec spec = {0};
-
-	if (deadline == w->armed)
-		return;
-	w->armed = deadline;
-	if (deadline != TIMER_NEVER)
-		spec.it_value = to_timespec(MAX(deadline, 1));
-	timer_settime(w->timer, TIMER_ABSTIME, &spec, NULL);
-}
+/* --- deadlines --- */
 
 /* Machine time to host time. */
 static ns_t host_time(struct machine *m, ns_t deadline)
@@ -121,11 +74,11 @@ void worker_deadline_earlier(struct vcpu *v, ns_t deadline)
 		vcpu_attention(v, ATTENTION_KICK);
 		return;
 	}
-	if (atomic_load_explicit(&w->running, memory_order_relaxed) != v)
+	if (atomic_load_explicit(&w->timer.target, memory_order_relaxed) != &v->attention)
 		return; /* between two runs: the loop looks at the deadline anyway */
 	host = host_time(t->machine, deadline);
-	if (host < w->armed)
-		arm(w, host);
+	if (host < w->timer.armed)
+		slice_timer_arm(&w->timer, host);
 }
 
 /* --- the loop --- */
@@ -210,10 +163,10 @@ static void run_vcpu(struct worker *w, struct task *t, ns_t slice_end)
 {
 	ns_t deadline = host_time(t->machine, machine_next_deadline(t->machine, t->vcpu));
 
-	atomic_store_explicit(&w->running, t->vcpu, memory_order_relaxed);
-	arm(w, MIN(slice_end, deadline));
+	atomic_store_explicit(&w->timer.target, &t->vcpu->attention, memory_order_relaxed);
+	slice_timer_arm(&w->timer, MIN(slice_end, deadline));
 	machine_run(t->machine, t->vcpu);
-	atomic_store_explicit(&w->running, NULL, memory_order_relaxed);
+	atomic_store_explicit(&w->timer.target, NULL, memory_order_relaxed);
 }
 
 /* One slice: until it is over, the vcpu sleeps, or the machine has to leave. */
@@ -238,8 +191,8 @@ static ns_t run_slice(struct worker *w, struct task *t, ns_t now, ns_t slice_end
 		run_vcpu(w, t, slice_end);
 		now = clock_host_ns();
 		/* An expired timer's deadline would look as if it were still armed. */
-		if (w->armed <= now)
-			w->armed = TIMER_NEVER;
+		if (w->timer.armed <= now)
+			w->timer.armed = TIMER_NEVER;
 	}
 	return clock_host_ns();
 }
@@ -247,9 +200,9 @@ static ns_t run_slice(struct worker *w, struct task *t, ns_t now, ns_t slice_end
 static void wait_for_signal(struct worker *w, uint32_t seen)
 {
 	ns_t deadline = timer_queue_next(&w->sleepers);
-	struct timespec until = to_timespec(deadline);
+	struct timespec until = {deadline / NS_PER_SEC, deadline % NS_PER_SEC};
 
-	arm(w, TIMER_NEVER);
+	slice_timer_arm(&w->timer, TIMER_NEVER);
 	atomic_store(&w->idle, true);
 	futex(&w->signal, FUTEX_WAIT_BITSET, seen, deadline == TIMER_NEVER ? NULL : &until);
 	atomic_store(&w->idle, false);
@@ -280,13 +233,9 @@ static void worker_loop(struct worker *w)
 
 static int thread_setup(struct worker *w, struct error *err)
 {
-	struct sigevent event = {
-	    .sigev_notify = SIGEV_THREAD_ID,
-	    .sigev_signo = SLICE_SIGNAL,
-	    .sigev_value.sival_ptr = w,
-	};
 	char name[16];
 	cpu_set_t set;
+	int ret;
 
 	snprintf(name, sizeof(name), "takt-worker%d", w->cpu);
 	pthread_setname_np(pthread_self(), name);
@@ -296,15 +245,13 @@ static int thread_setup(struct worker *w, struct error *err)
 		pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 	}
 	prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
-	event._sigev_un._tid = gettid();
-	if (timer_create(CLOCK_MONOTONIC, &event, &w->timer))
-		return error_set(err, errno, "cannot create a worker's timer: %s", strerror(errno));
-	w->armed = TIMER_NEVER;
-	if (w->engine->thread_init && w->engine->thread_init(err)) {
-		timer_delete(w->timer);
-		return err->code ? -err->code : -EINVAL;
-	}
-	return 0;
+	ret = slice_timer_create(&w->timer, ATTENTION_SLICE, err);
+	if (ret || !w->engine->thread_init)
+		return ret;
+	ret = w->engine->thread_init(err);
+	if (ret)
+		slice_timer_delete(&w->timer);
+	return ret;
 }
 
 static void *worker_main(void *arg)
@@ -322,36 +269,21 @@ static void *worker_main(void *arg)
 	if (result)
 		return NULL;
 	worker_loop(w);
-	timer_delete(w->timer);
+	slice_timer_delete(&w->timer);
 	if (w->engine->thread_exit)
 		w->engine->thread_exit();
 	return NULL;
 }
 
-/* Signals meant for the process go to other threads; faults and the timer stay. */
-static void worker_signals(sigset_t *set)
-{
-	static const int open[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
-
-	sigfillset(set);
-	for (size_t i = 0; i < ARRAY_SIZE(open); i++)
-		sigdelset(set, open[i]);
-	sigdelset(set, SLICE_SIGNAL);
-}
-
 int worker_start(struct worker *w, struct error *err)
 {
-	sigset_t set, old;
 	int ret;
 
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_cond_init(&w->off, NULL);
-	worker_signals(&set);
-	pthread_sigmask(SIG_SETMASK, &set, &old);
-	ret = pthread_create(&w->thread, NULL, worker_main, w);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	ret = thread_start(&w->thread, worker_main, w, err);
 	if (ret)
-		return error_set(err, ret, "cannot start a worker thread: %s", strerror(ret));
+		return ret;
 	pthread_mutex_lock(&w->lock);
 	while (!w->started)
 		pthread_cond_wait(&w->off, &w->lock);

@@ -17,12 +17,12 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 
 #include "base/timer.h"
 #include "engine/engine.h"
 #include "machine/machine.h"
 #include "sched/runqueue.h"
+#include "sched/thread.h"
 
 enum task_state { TASK_OFF, TASK_READY, TASK_RUNNING, TASK_SLEEPING };
 
@@ -50,9 +50,7 @@ struct worker {
 	/* --- its own thread --- */
 	struct runqueue queue;
 	struct timer_queue sleepers; /* host time */
-	struct vcpu *_Atomic running; /* also its signal handler */
-	timer_t timer;
-	ns_t armed; /* the timer's deadline, TIMER_NEVER: off */
+	struct slice_timer timer;    /* aims at the vcpu that runs */
 	/* --- the scheduler's --- */
 	pthread_t thread;
 	const struct engine *engine;
@@ -75,8 +73,5 @@ void worker_wake_vcpu(struct vcpu *v);
 void worker_deadline_earlier(struct vcpu *v, ns_t deadline);
 /* Waits until the task is TASK_OFF. */
 void worker_wait_off(struct worker *w, struct task *t);
-
-/* Installs the timers' signal handler, once in a process. */
-int worker_setup_signal(struct error *err);
 
 #endif
