@@ -180,6 +180,7 @@ void machine_advance(struct machine *m, struct vcpu *v)
 	timer_queue_expire(&slot->timers, mclock_now(&m->clock));
 	pvclock_publish(&slot->pvclock);
 	machine_unlock(m);
+	raise_stop(m);
 }
 
 ns_t machine_next_deadline(const struct machine *m, const struct vcpu *v)

@@ -95,7 +95,7 @@ struct machine {
 /* platform.c: the vcpu's view of the chips. */
 extern const struct platform_ops machine_platform_ops;
 int machine_map_chips(struct machine *m, struct error *err);
-/* console.c: the UART's other side. */
+/* serial.c: the UART's other side. */
 void machine_console_init(struct machine *m);
 void machine_console_reset(struct machine *m);
 
