@@ -1,5 +1,6 @@
 #include "base/fatal.h"
 
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
@@ -42,9 +43,10 @@ static char *put_hex(char *p, uint64_t value)
 	return p;
 }
 
-void fatal_signal(int sig, siginfo_t *info, void *context)
+void fatal_signal(int sig, const void *info, const void *context)
 {
-	ucontext_t *uc = context;
+	const ucontext_t *uc = context;
+	const siginfo_t *si = info;
 	char line[160], *p = line;
 
 	for (unsigned i = 0; i < nhooks; i++)
@@ -58,9 +60,9 @@ void fatal_signal(int sig, siginfo_t *info, void *context)
 		p = put_text(p, " at ");
 		p = put_hex(p, (uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
 	}
-	if (info && sig != SIGABRT) {
+	if (si && sig != SIGABRT) {
 		p = put_text(p, ", address ");
-		p = put_hex(p, (uint64_t)(uintptr_t)info->si_addr);
+		p = put_hex(p, (uint64_t)(uintptr_t)si->si_addr);
 	}
 	p = put_text(p, "\n");
 	if (write(STDERR_FILENO, line, (size_t)(p - line)) < 0)
@@ -69,9 +71,14 @@ void fatal_signal(int sig, siginfo_t *info, void *context)
 	raise(sig); /* blocked until the handler returns, or delivered at once: deadly either way */
 }
 
+static void handler(int sig, siginfo_t *info, void *context)
+{
+	fatal_signal(sig, info, context);
+}
+
 void fatal_install(void)
 {
-	struct sigaction sa = {.sa_sigaction = fatal_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct sigaction sa = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
 
 	sigemptyset(&sa.sa_mask);
 	for (unsigned i = 0; i < ARRAY_SIZE(fatal); i++)

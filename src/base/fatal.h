@@ -7,8 +7,6 @@
 #ifndef TAKT_BASE_FATAL_H
 #define TAKT_BASE_FATAL_H
 
-#include <signal.h>
-
 /* `fn` must be async-signal-safe and bear being called twice.  At most FATAL_HOOKS_MAX hooks. */
 #define FATAL_HOOKS_MAX 4
 void fatal_add_hook(void (*fn)(void));
@@ -16,7 +14,9 @@ void fatal_add_hook(void (*fn)(void));
 /* Handlers for SIGABRT, SIGSEGV, SIGBUS, SIGFPE and SIGILL, for all threads. */
 void fatal_install(void);
 
-/* The handler itself: runs the hooks, says what happened and dies of `sig`.  Async-signal-safe. */
-void fatal_signal(int sig, siginfo_t *info, void *context);
+/* What the handlers do, for others that decide to die: runs the hooks, says what happened and dies of
+ * `sig`.  Async-signal-safe.  `info` (siginfo_t) and `context` (ucontext_t) as a handler gets them, or
+ * NULL. */
+void fatal_signal(int sig, const void *info, const void *context);
 
 #endif

@@ -1,6 +1,7 @@
 #include "base/loop.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
@@ -112,20 +113,27 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 	struct signalfd_siginfo info;
 
 	(void)events;
-	if (read(source->fd, &info, sizeof(info)) == sizeof(info))
-		signals->fn(signals->data, (int)info.ssi_signo);
+	if (read(source->fd, &info, sizeof(info)) != sizeof(info))
+		return;
+	if (info.ssi_signo == SIGCONT)
+		signals->resumed(signals->data);
+	else
+		signals->terminate(signals->data, (int)info.ssi_signo);
 }
 
-int loop_signals_init(struct loop *loop, struct loop_signals *signals, const sigset_t *set,
-                      void (*fn)(void *, int), void *data, struct error *err)
+int loop_signals_init(struct loop *loop, struct loop_signals *signals, struct error *err)
 {
+	sigset_t set;
 	int fd, rc;
 
-	signals->fn = fn;
-	signals->data = data;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGCONT);
 	signals->source.fd = -1;
-	sigprocmask(SIG_BLOCK, set, NULL);
-	fd = signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (fd < 0)
 		return error_set(err, errno, "cannot watch signals: %s", strerror(errno));
 	rc = loop_add(loop, &signals->source, fd, EPOLLIN, signals_ready, err);

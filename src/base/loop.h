@@ -7,7 +7,6 @@
 #ifndef TAKT_BASE_LOOP_H
 #define TAKT_BASE_LOOP_H
 
-#include <signal.h>
 #include <sys/epoll.h>
 
 #include "base/error.h"
@@ -33,10 +32,11 @@ struct loop_wake {
 	void *data;
 };
 
-/* Signals as events. */
+/* The signals a process of takt lives with: being asked to end, and being continued after a stop. */
 struct loop_signals {
 	struct loop_source source;
-	void (*fn)(void *data, int signal);
+	void (*terminate)(void *data, int signal); /* SIGTERM, SIGINT or SIGHUP */
+	void (*resumed)(void *data);               /* SIGCONT */
 	void *data;
 };
 
@@ -54,9 +54,9 @@ int loop_wake_init(struct loop *loop, struct loop_wake *wake, void (*fn)(void *)
 void loop_wake_post(struct loop_wake *wake);
 void loop_wake_destroy(struct loop_wake *wake);
 
-/* Blocks the signals for the calling thread: call it before threads are created. */
-int loop_signals_init(struct loop *loop, struct loop_signals *signals, const sigset_t *set,
-                      void (*fn)(void *, int), void *data, struct error *err);
+/* Takes the callbacks from `signals`.  Blocks the signals for the calling thread: call it before
+ * threads are created. */
+int loop_signals_init(struct loop *loop, struct loop_signals *signals, struct error *err);
 void loop_signals_destroy(struct loop_signals *signals);
 
 /* Serves sources until loop_stop(). */

@@ -1,0 +1,156 @@
+#include "cli/options.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/nearest.h"
+
+static int parse_number(const char *text, uint64_t *value, char **end)
+{
+	if (text[0] < '0' || text[0] > '9')
+		return -EINVAL;
+	errno = 0;
+	*value = strtoull(text, end, 0);
+	return errno ? -errno : 0;
+}
+
+int parse_size(const char *text, uint64_t *bytes)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	uint64_t value;
+	unsigned shift = 0;
+	char *end;
+	int rc = parse_number(text, &value, &end);
+
+	if (rc)
+		return rc;
+	if (*end) {
+		unit = strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end);
+		if (!unit)
+			return -EINVAL;
+		shift = 10 * (unsigned)(unit - units + 1);
+		end++;
+		/* "MiB" and "MB" mean the same here. */
+		if (*end == 'i')
+			end++;
+		if (*end == 'B' || *end == 'b')
+			end++;
+	}
+	if (*end)
+		return -EINVAL;
+	if (value > UINT64_MAX >> shift)
+		return -ERANGE;
+	*bytes = value << shift;
+	return 0;
+}
+
+static const struct option_spec *find(const struct option_spec *specs, size_t n, const char *name, size_t len)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (strlen(specs[i].name) == len && !memcmp(specs[i].name, name, len))
+			return &specs[i];
+	}
+	return NULL;
+}
+
+static int unknown(const struct option_spec *specs, size_t n, const char *name, size_t len, struct error *err)
+{
+	const char *best = NULL;
+	unsigned best_distance = (unsigned)len / 3 + 2;
+	char word[32];
+
+	snprintf(word, sizeof(word), "%.*s", (int)len, name);
+	for (size_t i = 0; i < n; i++) {
+		unsigned distance = nearest_distance(word, specs[i].name);
+
+		if (len >= 2 && !strncmp(word, specs[i].name, len))
+			distance = 1;
+		if (distance < best_distance) {
+			best = specs[i].name;
+			best_distance = distance;
+		}
+	}
+	if (best)
+		return error_set(err, EINVAL, "unknown option --%s: did you mean --%s?", word, best);
+	return error_set(err, EINVAL, "unknown option --%s: --help lists what there is", word);
+}
+
+static int set_value(const struct option_spec *spec, const char *value, void *target, struct error *err)
+{
+	void *member = (char *)target + spec->offset;
+	char *end;
+	int rc = 0;
+
+	switch (spec->type) {
+	case OPTION_FLAG: *(bool *)member = true; break;
+	case OPTION_TEXT: *(const char **)member = value; break;
+	case OPTION_SIZE:
+		rc = parse_size(value, member);
+		if (rc)
+			return error_set(err, EINVAL, "--%s %s: not a size: give a number with K, M or G, like 512M",
+			                 spec->name, value);
+		break;
+	case OPTION_NUMBER:
+		rc = parse_number(value, member, &end);
+		if (rc || *end)
+			return error_set(err, EINVAL, "--%s %s: not a number", spec->name, value);
+		break;
+	}
+	return 0;
+}
+
+int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
+                  struct error *err)
+{
+	for (int i = 1; i < argc; i++) {
+		const char *arg = argv[i], *value = NULL, *equals;
+		const struct option_spec *spec;
+		size_t len;
+		int rc;
+
+		if (!strcmp(arg, "--help") || !strcmp(arg, "-h"))
+			return 1;
+		if (strncmp(arg, "--", 2) || !arg[2])
+			return error_set(err, EINVAL, "unexpected argument '%s': options begin with --", arg);
+		arg += 2;
+		equals = strchr(arg, '=');
+		len = equals ? (size_t)(equals - arg) : strlen(arg);
+		spec = find(specs, n, arg, len);
+		if (!spec)
+			return unknown(specs, n, arg, len, err);
+		if (spec->type == OPTION_FLAG && equals)
+			return error_set(err, EINVAL, "--%s takes no value", spec->name);
+		if (spec->type != OPTION_FLAG) {
+			value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+			if (!value)
+				return error_set(err, EINVAL, "--%s needs a value: --%s %s", spec->name, spec->name,
+				                 spec->metavar);
+		}
+		rc = set_value(spec, value, target, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+void options_help(const struct option_spec *specs, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		const char *line = specs[i].help;
+		char left[64];
+
+		snprintf(left, sizeof(left), "--%s%s%s", specs[i].name, specs[i].metavar ? " " : "",
+		         specs[i].metavar ? specs[i].metavar : "");
+		while (line) {
+			const char *end = strchr(line, '\n');
+
+			printf("  %-24s %.*s\n", line == specs[i].help ? left : "",
+			       end ? (int)(end - line) : (int)strlen(line), line);
+			line = end ? end + 1 : NULL;
+		}
+	}
+	printf("  %-24s %s\n", "--help", "this text");
+}

@@ -1,0 +1,410 @@
+/* takt run: one machine, attached to this terminal.
+ *
+ *   main thread: event loop ── console, signals, the machine's events
+ *   worker:      the machine ── console_tx ─▶ console ring;  event ─▶ wake of the loop
+ *
+ * The machine tells its end by an event on the worker's thread; the loop then pauses it and decides:
+ * a reset loads the image again and goes on, everything else ends the process with a status of its own.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "backend/console.h"
+#include "base/clock.h"
+#include "base/fatal.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "chip/acpi.h"
+#include "cli/commands.h"
+#include "cli/images.h"
+#include "cli/options.h"
+#include "machine/boot.h"
+#include "machine/machine.h"
+#include "sched/sched.h"
+
+/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic. */
+#define DEFAULT_CMDLINE "console=ttyS0 panic=-1"
+
+#define NO_EVENT (-1)
+
+struct run_options {
+	const char *kernel, *initrd, *append, *engine, *cpu, *console;
+	uint64_t memory, cpus, code_cache;
+	bool no_reboot, stats, verbose;
+};
+
+static const struct option_spec specs[] = {
+    {"kernel", "FILE", "kernel: bzImage or ELF (default: the newest in /boot or takt's cache)", OPTION_TEXT,
+     offsetof(struct run_options, kernel)},
+    {"initrd", "FILE", "initramfs (default: none, or takt's own without --kernel)", OPTION_TEXT,
+     offsetof(struct run_options, initrd)},
+    {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
+     offsetof(struct run_options, append)},
+    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
+     offsetof(struct run_options, memory)},
+    {"cpus", "N", "processors (default: 1, the only number yet)", OPTION_NUMBER,
+     offsetof(struct run_options, cpus)},
+    {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
+     offsetof(struct run_options, cpu)},
+    {"engine", "NAME", "auto, bt (translator, any host) or kvm (default: auto)", OPTION_TEXT,
+     offsetof(struct run_options, engine)},
+    {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
+     offsetof(struct run_options, code_cache)},
+    {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)", OPTION_TEXT,
+     offsetof(struct run_options, console)},
+    {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG, offsetof(struct run_options, no_reboot)},
+    {"stats", NULL, "print counters at the end", OPTION_FLAG, offsetof(struct run_options, stats)},
+    {"verbose", NULL, "say more about what takt does", OPTION_FLAG, offsetof(struct run_options, verbose)},
+};
+
+struct run {
+	struct run_options options;
+	const struct engine *engine;
+	struct cpu_model model;
+	struct boot_image image;
+	char cmdline[4096];
+	struct loop loop;
+	struct loop_signals signals;
+	struct loop_wake event_wake;
+	_Atomic int event; /* enum machine_event or NO_EVENT */
+	struct console *console;
+	struct machine *machine;
+	struct sched *sched;
+	ns_t started;
+	unsigned resets;
+	int status;
+};
+
+/* --- the machine's callbacks, on its worker ------------------------------------------------------- */
+
+static void machine_tx(void *data, const uint8_t *buf, size_t len)
+{
+	struct run *r = data;
+
+	console_write(r->console, buf, len);
+}
+
+static void machine_room(void *data)
+{
+	struct run *r = data;
+
+	console_room(r->console);
+}
+
+static void machine_ended(void *data, enum machine_event ev)
+{
+	struct run *r = data;
+
+	atomic_store(&r->event, (int)ev);
+	loop_wake_post(&r->event_wake);
+}
+
+/* --- the loop's callbacks ------------------------------------------------------------------------- */
+
+static size_t console_typed(void *data, const uint8_t *buf, size_t len)
+{
+	struct run *r = data;
+
+	return machine_console_input(r->machine, buf, len);
+}
+
+static void finish(struct run *r, int status)
+{
+	r->status = status;
+	loop_stop(&r->loop);
+}
+
+static void console_quit(void *data)
+{
+	finish(data, STATUS_OK);
+}
+
+static void on_terminate(void *data, int signal)
+{
+	finish(data, STATUS_SIGNAL + signal);
+}
+
+static void on_resumed(void *data)
+{
+	struct run *r = data;
+
+	if (r->console)
+		console_resume(r->console);
+}
+
+static int load(struct run *r, struct error *err)
+{
+	int rc = machine_reset(r->machine, err);
+
+	if (!rc)
+		rc = boot_image_load(&r->image, machine_ram(r->machine), machine_vcpu(r->machine, 0), r->cmdline,
+		                     ACPI_RSDP_GPA, err);
+	if (!rc)
+		log_info("kernel at 0x%llx, virtual offset 0x%llx, initramfs at 0x%llx",
+		         (unsigned long long)r->image.kernel_base, (unsigned long long)r->image.virtual_offset,
+		         (unsigned long long)r->image.initrd_base);
+	return rc;
+}
+
+static void reset(struct run *r)
+{
+	struct error err;
+
+	if (r->options.no_reboot) {
+		finish(r, STATUS_OK);
+		return;
+	}
+	r->resets++;
+	if (load(r, &err)) {
+		log_error("cannot boot again: %s", err.text);
+		finish(r, STATUS_ERROR);
+		return;
+	}
+	sched_resume(r->machine);
+}
+
+static void event_arrived(void *data)
+{
+	struct run *r = data;
+	int event = atomic_exchange(&r->event, NO_EVENT);
+
+	if (event == NO_EVENT)
+		return;
+	sched_pause(r->machine);
+	switch ((enum machine_event)event) {
+	case MACHINE_POWEROFF: finish(r, STATUS_OK); break;
+	case MACHINE_RESET: reset(r); break;
+	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
+	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
+	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
+	case MACHINE_ERROR: finish(r, STATUS_ERROR); break;
+	}
+}
+
+/* --- set-up --------------------------------------------------------------------------------------- */
+
+static int choose_engine(struct run *r, struct error *err)
+{
+	const char *name = r->options.engine;
+
+	if (!strcmp(name, "kvm"))
+		return error_set(err, ENOTSUP, "--engine kvm is not in this version: use --engine bt, which needs no KVM");
+	if (strcmp(name, "auto") && strcmp(name, "bt"))
+		return error_set(err, EINVAL, "--engine %s: choose auto, bt or kvm", name);
+	r->engine = &engine_bt;
+	return r->engine->probe(err);
+}
+
+static int choose_images(struct run *r, struct error *err)
+{
+	static struct default_images found;
+	int rc;
+
+	if (r->options.kernel)
+		return 0;
+	rc = images_find(&found, err);
+	if (rc)
+		return rc;
+	r->options.kernel = found.kernel;
+	if (!r->options.initrd && found.initrd[0])
+		r->options.initrd = found.initrd;
+	log_info("booting %s%s%s", r->options.kernel, r->options.initrd ? " with " : "",
+	         r->options.initrd ? r->options.initrd : "");
+	return 0;
+}
+
+static int make_cmdline(struct run *r, struct error *err)
+{
+	const char *append = r->options.append;
+	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", DEFAULT_CMDLINE, append ? " " : "",
+	                 append ? append : "");
+
+	if ((size_t)n >= sizeof(r->cmdline))
+		return error_set(err, E2BIG, "--append: the kernel command line is longer than %zu characters",
+		                 sizeof(r->cmdline) - 1);
+	return 0;
+}
+
+static int make_machine(struct run *r, struct error *err)
+{
+	struct machine_config config = {
+	    .memory = r->options.memory,
+	    .vcpus = (unsigned)r->options.cpus,
+	    .engine = r->engine,
+	    .engine_config = {.code_cache_bytes = r->options.code_cache},
+	    .model = &r->model,
+	    .console_tx = machine_tx,
+	    .console_room = machine_room,
+	    .console_data = r,
+	    .event = machine_ended,
+	    .event_data = r,
+	};
+
+	r->machine = machine_create(&config, err);
+	return r->machine ? load(r, err) : -err->code;
+}
+
+static int make_loop(struct run *r, struct error *err)
+{
+	int rc = loop_init(&r->loop, err);
+
+	r->signals = (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .data = r};
+	if (!rc)
+		rc = loop_signals_init(&r->loop, &r->signals, err);
+	if (!rc)
+		rc = loop_wake_init(&r->loop, &r->event_wake, event_arrived, r, err);
+	return rc;
+}
+
+static int make_console(struct run *r, struct error *err)
+{
+	struct console_config config = {
+	    .target = r->options.console, .input = console_typed, .quit = console_quit, .data = r};
+
+	r->console = console_open(&r->loop, &config, err);
+	return r->console ? 0 : -err->code;
+}
+
+static int make_sched(struct run *r, struct error *err)
+{
+	struct sched_config config = {.engine = r->engine, .workers = (unsigned)r->options.cpus};
+
+	r->sched = sched_create(&config, err);
+	return r->sched ? sched_add(r->sched, r->machine, err) : -err->code;
+}
+
+/* Everything that can go wrong before the guest's first instruction. */
+static int start(struct run *r, struct error *err)
+{
+	int rc;
+
+	if (r->options.cpus != 1)
+		return error_set(err, EINVAL, "--cpus %llu: this version runs machines with one processor",
+		                 (unsigned long long)r->options.cpus);
+	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) || (rc = choose_images(r, err)) ||
+	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
+	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
+		return rc;
+	if ((rc = make_loop(r, err)) || (rc = make_machine(r, err)) || (rc = make_console(r, err)))
+		return rc;
+	return make_sched(r, err);
+}
+
+/* --- the end -------------------------------------------------------------------------------------- */
+
+static void print_stats(const struct run *r)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	fprintf(stderr, "wall_ms %lld\n", (long long)((clock_host_ns() - r->started) / 1000000));
+	fprintf(stderr, "worker_ms %lld\n", (long long)(sched_used(r->machine) / 1000000));
+	fprintf(stderr, "process_cpu_ms %lld\n",
+	        (long long)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+	            (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
+	fprintf(stderr, "max_resident_kib %ld\n", usage.ru_maxrss);
+	fprintf(stderr, "resets %u\n", r->resets);
+	r->engine->stats(machine_engine(r->machine), stderr);
+}
+
+/* One line for every end but the ordinary one. */
+static void explain(const struct run *r)
+{
+	char where[256];
+
+	vcpu_describe(machine_vcpu(r->machine, 0), where, sizeof(where));
+	switch (r->status) {
+	case STATUS_PANIC: log_error("the guest's kernel panicked: %s", machine_panic_text(r->machine)); break;
+	case STATUS_TRIPLE_FAULT: log_error("the guest's processor shut down (triple fault): %s", where); break;
+	case STATUS_DEAD:
+		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
+		break;
+	case STATUS_ERROR: log_error("%s; %s", machine_error(r->machine)->text, where); break;
+	default:
+		if (r->status > STATUS_SIGNAL)
+			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL, strsignal(r->status - STATUS_SIGNAL));
+	}
+}
+
+static void stop(struct run *r)
+{
+	if (r->sched && r->machine)
+		sched_remove(r->sched, r->machine);
+	console_close(r->console);
+	r->console = NULL;
+}
+
+static void release(struct run *r)
+{
+	if (r->sched)
+		sched_destroy(r->sched);
+	if (r->machine)
+		machine_destroy(r->machine);
+	boot_image_close(&r->image);
+	loop_wake_destroy(&r->event_wake);
+	loop_signals_destroy(&r->signals);
+	loop_destroy(&r->loop);
+}
+
+static int run(struct run *r)
+{
+	struct error err = {0};
+
+	r->started = clock_host_ns();
+	fatal_install();
+	if (start(r, &err)) {
+		stop(r);
+		log_error("%s", err.text);
+		r->status = STATUS_ERROR;
+	} else {
+		sched_resume(r->machine);
+		if (loop_run(&r->loop, &err)) {
+			log_error("%s", err.text);
+			r->status = STATUS_ERROR;
+		}
+		sched_pause(r->machine);
+		if (r->options.stats)
+			print_stats(r);
+		stop(r);
+		explain(r);
+	}
+	release(r);
+	return r->status;
+}
+
+static void print_help(void)
+{
+	puts("usage: takt run [OPTIONS]\n\n"
+	     "Boots a machine; its serial console is this terminal.\n"
+	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n");
+	options_help(specs, ARRAY_SIZE(specs));
+	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
+	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N.");
+}
+
+int command_run(int argc, char **argv)
+{
+	static struct run r;
+	struct error err;
+	int rc;
+
+	r.options = (struct run_options){.memory = 512 * MiB, .cpus = 1, .engine = "auto", .console = "stdio"};
+	r.event = NO_EVENT;
+	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
+	rc = options_parse(specs, ARRAY_SIZE(specs), argc, argv, &r.options, &err);
+	if (rc > 0) {
+		print_help();
+		return STATUS_OK;
+	}
+	if (rc < 0) {
+		log_error("%s", err.text);
+		return STATUS_USAGE;
+	}
+	if (r.options.verbose)
+		log_set_level(LOG_INFO);
+	return run(&r);
+}
