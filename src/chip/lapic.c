@@ -781,7 +781,7 @@ static int lapic_loaded(void *object, struct error *err)
 
 	if (l->id != l->vcpu->index)
 		return error_set(err, EINVAL, "saved local APIC %u has id %u", l->vcpu->index, l->id);
-	if (l->timer_deadline > INT64_MAX / 2)
+	if (l->timer_deadline > INT64_MAX)
 		return error_set(err, EINVAL, "saved local APIC timer is out of range");
 	for (int i = 0; i < LVT_COUNT; i++)
 		l->lvt[i] &= lvt_writable[i];
