@@ -21,7 +21,7 @@ CC = gcc
 AR = ar
 CLANG_FORMAT = clang-format
 PREFIX = /usr/local
-V_VERSION := 0.1
+VERSION := 0.1
 
 comma := ,
 empty :=
@@ -36,7 +36,7 @@ BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 # --- flags -------------------------------------------------------------------------------------
 LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
-	-DTAKT_VERSION='"$(V_VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
+	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread
 ifneq ($(SAN),)
 SAN_FLAGS := -fno-omit-frame-pointer \
@@ -79,10 +79,10 @@ all: $(BUILD)/takt
 $(BUILD)/takt: $(MAIN_OBJ) $(BUILD)/libtakt.a
 	$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-# Recreated, so that objects whose source has gone do not linger; relinked when the list changes.
+# Made anew each time (q: members may share a name), and again when the list of objects changes.
 $(BUILD)/libtakt.a: $(LIB_OBJ) $(BUILD)/objects.list
 	@rm -f $@
-	$(AR) rcs $@ $(LIB_OBJ)
+	$(AR) qcs $@ $(LIB_OBJ)
 
 $(BUILD)/objects.list: FORCE
 	@mkdir -p $(@D)
@@ -140,7 +140,7 @@ $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 $(GUEST)/initrd: scripts/make-initrd guest/init
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-initrd guest/init
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-initrd guest/init $(wildcard guest/tests/*)
 	scripts/make-initrd-full $@
 
 run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd

@@ -50,6 +50,7 @@ struct console {
 	uint8_t *ring;
 	size_t head, used;
 	uint64_t dropped;
+	uint8_t last; /* byte written */
 
 	struct loop_wake wake; /* output in an empty ring, or room for input */
 };
@@ -220,6 +221,8 @@ void console_write(struct console *c, const uint8_t *buf, size_t len)
 	memcpy(c->ring + tail, buf, first);
 	memcpy(c->ring, buf + first, len - first);
 	c->used += len;
+	if (len)
+		c->last = buf[len - 1];
 	pthread_mutex_unlock(&c->lock);
 	if (was_empty && len)
 		loop_wake_post(&c->wake);
@@ -444,6 +447,8 @@ void console_close(struct console *c)
 {
 	if (!c)
 		return;
+	if (c->terminal && c->last && c->last != '\n')
+		console_write(c, (const uint8_t *)"\r\n", 2); /* what follows begins a line */
 	drain(c);
 	if (c->terminal)
 		console_restore_async_safe();

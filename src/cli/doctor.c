@@ -70,7 +70,7 @@ static void brand(char text[49])
 	uint32_t *regs = (uint32_t *)(void *)text;
 
 	memset(text, 0, 49);
-	if (__get_cpuid_max(0x80000000, NULL) < 0x80000004) {
+	if ((unsigned)__get_cpuid_max(0x80000000, NULL) < 0x80000004u) {
 		strcpy(text, "unknown processor");
 		return;
 	}
@@ -86,7 +86,7 @@ static void check_processor(struct findings *f)
 	struct finding *finding;
 
 	brand(name);
-	finding = add(f, "processor", GOOD, "%s, %s; takt shows guests %s by default", name, level, level);
+	finding = add(f, "processor", GOOD, "%s, %s", name, level);
 	if (!strcmp(level, "x86-64-v1")) {
 		finding->verdict = NOTE;
 		advise(finding, "guests built for x86-64-v2 or v3 will not run on this processor");

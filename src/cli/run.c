@@ -77,6 +77,7 @@ struct run {
 	ns_t started;
 	unsigned resets;
 	int status;
+	struct error failure; /* takt's own, while the machine ran */
 };
 
 /* --- the machine's callbacks, on its worker ------------------------------------------------------- */
@@ -152,15 +153,12 @@ static int load(struct run *r, struct error *err)
 
 static void reset(struct run *r)
 {
-	struct error err;
-
 	if (r->options.no_reboot) {
 		finish(r, STATUS_OK);
 		return;
 	}
 	r->resets++;
-	if (load(r, &err)) {
-		log_error("cannot boot again: %s", err.text);
+	if (load(r, &r->failure)) {
 		finish(r, STATUS_ERROR);
 		return;
 	}
@@ -181,7 +179,10 @@ static void event_arrived(void *data)
 	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
 	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
 	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
-	case MACHINE_ERROR: finish(r, STATUS_ERROR); break;
+	case MACHINE_ERROR:
+		r->failure = *machine_error(r->machine);
+		finish(r, STATUS_ERROR);
+		break;
 	}
 }
 
@@ -323,7 +324,7 @@ static void explain(const struct run *r)
 	case STATUS_DEAD:
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
-	case STATUS_ERROR: log_error("%s; %s", machine_error(r->machine)->text, where); break;
+	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
 	default:
 		if (r->status > STATUS_SIGNAL)
 			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL, strsignal(r->status - STATUS_SIGNAL));
@@ -362,10 +363,8 @@ static int run(struct run *r)
 		r->status = STATUS_ERROR;
 	} else {
 		sched_resume(r->machine);
-		if (loop_run(&r->loop, &err)) {
-			log_error("%s", err.text);
+		if (loop_run(&r->loop, &r->failure))
 			r->status = STATUS_ERROR;
-		}
 		sched_pause(r->machine);
 		if (r->options.stats)
 			print_stats(r);

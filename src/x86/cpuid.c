@@ -156,11 +156,13 @@ static const struct feature {
 
 static const struct model {
 	const char *name;
-	uint8_t level; /* 0: the highest the host has */
+	uint8_t level;
+	bool or_less; /* down to what the host has; else the host must have the level */
 	bool extras, wide;
 } models[] = {
-    {"x86-64-v1", 1, false, false}, {"x86-64-v2", 2, false, false}, {"x86-64-v3", 3, false, false},
-    {"x86-64-v4", 4, false, false}, {"default", 0, true, false},    {"max", 0, true, true},
+    {"x86-64-v1", 1, false, false, false}, {"x86-64-v2", 2, false, false, false},
+    {"x86-64-v3", 3, false, false, false}, {"x86-64-v4", 4, false, false, false},
+    {"default", 3, true, true, false},     {"max", 4, true, true, true},
 };
 
 /* --- the host ----------------------------------------------------------------------------------- */
@@ -285,7 +287,7 @@ static bool in_model(const struct feature *f, const struct model *m, unsigned le
 static int choose_model(const struct model *m, const struct host *h, uint32_t words[WORDS], struct error *err)
 {
 	unsigned best = host_level(h);
-	unsigned level = m->level ? m->level : best;
+	unsigned level = m->or_less ? MIN((unsigned)m->level, best) : m->level;
 
 	if (level > best)
 		return error_set(err, EINVAL, "CPU model %s is more than this host has: use x86-64-v%u, default or max",
