@@ -637,7 +637,7 @@ static int enter_linux64(const struct boot_image *image, struct ram *ram, struct
 	                   BOOT_DS);
 	if (la57) /* what the decompressor would have switched on before startup_64 */
 		v->cr4 |= CR4_LA57;
-	v->regs[REG_RSI] = PARAMS_GPA;
+	v->regs[GPR_RSI] = PARAMS_GPA;
 	return 0;
 }
 
@@ -668,7 +668,7 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 		map[i] = (struct hvm_memmap_entry){e820[i].addr, e820[i].size, e820[i].type, 0};
 	put_gdt(ram);
 	vcpu_set_protected_mode(v, (uint32_t)k->elf.pvh_entry);
-	v->regs[REG_RBX] = PARAMS_GPA;
+	v->regs[GPR_RBX] = PARAMS_GPA;
 	return 0;
 }
 

@@ -193,12 +193,13 @@ bool machine_vcpu_runnable(struct machine *m, struct vcpu *v)
 {
 	struct vcpu_slot *slot = slot_of(v);
 
+	(void)m;
 	if (slot->init_pending || slot->sipi_pending || v->run_state == VCPU_RUNNING)
 		return true;
 	if (v->run_state != VCPU_HALTED)
 		return false;
 	return (v->nmi_pending && !v->nmi_blocked) ||
-	       (v->rflags & RFLAGS_IF && m->slots[v->index].vcpu->ops->irq_pending(slot, v) >= 0);
+	       (v->rflags & RFLAGS_IF && v->ops->irq_pending(slot, v) >= 0);
 }
 
 /* Only another vcpu could wake this one, by an NMI or INIT. */
@@ -523,8 +524,9 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 	return ret;
 }
 
-/* The loaded vcpus' TSCs go on as far from the machine's as they were. */
-static void move_tscs(struct machine *m)
+/* The loaded vcpus' TSCs go on as far from the machine's as they were.  Attention is not state: let
+ * them look at everything. */
+static void adopt_vcpus(struct machine *m)
 {
 	uint64_t moved = (uint64_t)m->clock.tsc_offset - m->clock.saved_offset;
 
@@ -532,6 +534,7 @@ static void move_tscs(struct machine *m)
 		struct vcpu *v = m->slots[i].vcpu;
 
 		v->tsc_offset = (int64_t)((uint64_t)v->tsc_offset + moved);
+		atomic_fetch_or(&v->attention, ATTENTION_IRQ | ATTENTION_NMI);
 		atomic_store(&m->slots[i].asleep_for_good, sleeps_for_good(m, v));
 	}
 }
@@ -555,7 +558,7 @@ int machine_load(struct machine *m, const struct state_buffer *buf, struct error
 		                "the saved machine has %llu MiB and %u vcpus: give it the same shape",
 		                (unsigned long long)(shape.memory / MiB), shape.vcpus);
 	if (!ret)
-		move_tscs(m);
+		adopt_vcpus(m);
 	tell_engine(m);
 	return ret;
 }

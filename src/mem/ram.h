@@ -26,7 +26,8 @@ struct ram {
 	void *code_data;
 };
 
-#define RAM_PAGE_CODE 1u /* translated code was made from this page: writes must be told */
+#define RAM_PAGE_CODE 1u         /* translated code was made from this page: writes must be told */
+#define RAM_PAGE_WRITE_CACHED 2u /* some translation buffer lets code write to this page */
 
 /* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
 int ram_init(struct ram *ram, uint64_t size, struct error *err);

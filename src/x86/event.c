@@ -52,7 +52,7 @@ static int gate_code(struct vcpu *v, uint16_t selector, struct segment *cs, unsi
 static int deliver_long(struct vcpu *v, const struct delivery *d)
 {
 	unsigned cpl = x86_cpl(v), level, type, ist, n = 0;
-	uint64_t gate[2], rip, rsp = v->regs[REG_RSP], frame[6];
+	uint64_t gate[2], rip, rsp = v->regs[GPR_RSP], frame[6];
 	struct segment cs;
 
 	if (d->vector * 16 + 15 > v->idt.limit)
@@ -86,14 +86,14 @@ static int deliver_long(struct vcpu *v, const struct delivery *d)
 	frame[n++] = d->rip;
 	frame[n++] = v->seg[SEG_CS].selector;
 	frame[n++] = d->rflags;
-	frame[n++] = v->regs[REG_RSP];
+	frame[n++] = v->regs[GPR_RSP];
 	frame[n++] = v->seg[SEG_SS].selector;
 	rsp -= n * 8;
 	if (!x86_canonical(v, rsp))
 		return x86_fault_code(v, VEC_SS, 0);
 	if (x86_write(v, rsp, frame, n * 8, ACC_WRITE | ACC_IMPLICIT | (level == 3 ? ACC_USER : 0)))
 		return X86_FAULT;
-	v->regs[REG_RSP] = rsp;
+	v->regs[GPR_RSP] = rsp;
 	v->rip = rip;
 	v->seg[SEG_CS] = cs;
 	if (level != cpl)
@@ -110,7 +110,7 @@ static int deliver_protected(struct vcpu *v, const struct delivery *d)
 {
 	unsigned cpl = x86_cpl(v), level, type, size, n = 0;
 	struct segment cs, old_ss = v->seg[SEG_SS], old_cs = v->seg[SEG_CS];
-	uint64_t gate, old_rsp = v->regs[REG_RSP], rip, words[6];
+	uint64_t gate, old_rsp = v->regs[GPR_RSP], rip, words[6];
 
 	if (d->vector * 8 + 7 > v->idt.limit)
 		return gate_fault(v, d, VEC_GP);
@@ -144,7 +144,7 @@ static int deliver_protected(struct vcpu *v, const struct delivery *d)
 		v->seg[SEG_SS].attr = (uint16_t)((old_ss.attr & ~0x60u) | level << SEG_ATTR_DPL_SHIFT);
 		if (x86_load_segment(v, SEG_SS, (uint16_t)ss))
 			goto undo;
-		v->regs[REG_RSP] = sp;
+		v->regs[GPR_RSP] = sp;
 		words[n++] = old_ss.selector;
 		words[n++] = old_rsp;
 	}
@@ -164,13 +164,13 @@ static int deliver_protected(struct vcpu *v, const struct delivery *d)
 undo:
 	v->seg[SEG_SS] = old_ss;
 	v->seg[SEG_CS] = old_cs;
-	v->regs[REG_RSP] = old_rsp;
+	v->regs[GPR_RSP] = old_rsp;
 	return X86_FAULT;
 }
 
 static int deliver_real(struct vcpu *v, const struct delivery *d)
 {
-	uint64_t entry, rsp = v->regs[REG_RSP];
+	uint64_t entry, rsp = v->regs[GPR_RSP];
 
 	if (d->vector * 4 + 3 > v->idt.limit)
 		return x86_fault(v, VEC_GP);
@@ -178,7 +178,7 @@ static int deliver_real(struct vcpu *v, const struct delivery *d)
 		return X86_FAULT;
 	if (x86_push(v, 2, d->rflags) || x86_push(v, 2, v->seg[SEG_CS].selector) ||
 	    x86_push(v, 2, d->rip)) {
-		v->regs[REG_RSP] = rsp;
+		v->regs[GPR_RSP] = rsp;
 		return X86_FAULT;
 	}
 	v->seg[SEG_CS].selector = (uint16_t)(entry >> 16);

@@ -256,7 +256,7 @@ int x86_far_jump(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned si
 int x86_far_call(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned size,
                  uint64_t rip_next)
 {
-	uint64_t rsp = v->regs[REG_RSP];
+	uint64_t rsp = v->regs[GPR_RSP];
 	struct segment cs = v->seg[SEG_CS];
 	uint64_t rip = v->rip;
 
@@ -265,7 +265,7 @@ int x86_far_call(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned si
 	if (!x86_far_jump(v, selector, offset, size))
 		return 0;
 undo:
-	v->regs[REG_RSP] = rsp;
+	v->regs[GPR_RSP] = rsp;
 	v->seg[SEG_CS] = cs;
 	v->rip = rip;
 	return X86_FAULT;
@@ -326,9 +326,9 @@ static int return_to(struct vcpu *v, uint16_t selector, uint64_t offset, bool ne
 			goto undo;
 		set_segment(&v->seg[SEG_SS], ss, sd);
 	}
-	v->regs[REG_RSP] = v->seg[SEG_SS].attr & SEG_ATTR_DB || x86_code64(v)
+	v->regs[GPR_RSP] = v->seg[SEG_SS].attr & SEG_ATTR_DB || x86_code64(v)
 	                       ? rsp
-	                       : (v->regs[REG_RSP] & ~0xffffull) | (rsp & 0xffff);
+	                       : (v->regs[GPR_RSP] & ~0xffffull) | (rsp & 0xffff);
 	if (rpl > cpl)
 		drop_data_segments(v, rpl);
 	return 0;
@@ -343,7 +343,7 @@ undo:
 
 int x86_far_return(struct vcpu *v, unsigned size, unsigned pop_bytes)
 {
-	uint64_t rsp = v->regs[REG_RSP], rip, cs, new_rsp = 0, ss = 0;
+	uint64_t rsp = v->regs[GPR_RSP], rip, cs, new_rsp = 0, ss = 0;
 	bool outer;
 
 	if (x86_pop(v, size, &rip) || x86_pop(v, size, &cs))
@@ -351,24 +351,24 @@ int x86_far_return(struct vcpu *v, unsigned size, unsigned pop_bytes)
 	if (!x86_protected(v)) {
 		load_real(&v->seg[SEG_CS], (uint16_t)cs, true);
 		v->rip = rip;
-		v->regs[REG_RSP] += pop_bytes;
+		v->regs[GPR_RSP] += pop_bytes;
 		return 0;
 	}
 	outer = (cs & 3) > x86_cpl(v);
-	v->regs[REG_RSP] += pop_bytes;
+	v->regs[GPR_RSP] += pop_bytes;
 	if (outer && (x86_pop(v, size, &new_rsp) || x86_pop(v, size, &ss)))
 		goto undo;
 	if (return_to(v, (uint16_t)cs, rip, outer, (uint16_t)ss, new_rsp + pop_bytes))
 		goto undo;
 	return 0;
 undo:
-	v->regs[REG_RSP] = rsp;
+	v->regs[GPR_RSP] = rsp;
 	return X86_FAULT;
 }
 
 int x86_iret(struct vcpu *v, unsigned size)
 {
-	uint64_t old_rsp = v->regs[REG_RSP], rip, cs, flags, rsp = 0, ss = 0;
+	uint64_t old_rsp = v->regs[GPR_RSP], rip, cs, flags, rsp = 0, ss = 0;
 	unsigned cpl = x86_cpl(v);
 	uint64_t change = RFLAGS_ARITH | RFLAGS_TF | RFLAGS_DF | RFLAGS_NT | RFLAGS_RF | RFLAGS_AC |
 	                  RFLAGS_ID;
@@ -404,7 +404,7 @@ flags:
 	v->nmi_blocked = 0;
 	return 0;
 undo:
-	v->regs[REG_RSP] = old_rsp;
+	v->regs[GPR_RSP] = old_rsp;
 	return X86_FAULT;
 }
 
@@ -425,25 +425,25 @@ static gva_t stack_linear(const struct vcpu *v, uint64_t sp)
 
 int x86_push(struct vcpu *v, unsigned size, uint64_t value)
 {
-	uint64_t mask = stack_mask(v), sp = (v->regs[REG_RSP] - size) & mask;
+	uint64_t mask = stack_mask(v), sp = (v->regs[GPR_RSP] - size) & mask;
 
 	if (x86_code64(v) && !x86_canonical(v, sp))
 		return x86_fault_code(v, VEC_SS, 0);
 	if (x86_write_uint(v, stack_linear(v, sp), size, ACC_WRITE | x86_access_user(v), value))
 		return X86_FAULT;
-	v->regs[REG_RSP] = (v->regs[REG_RSP] & ~mask) | sp;
+	v->regs[GPR_RSP] = (v->regs[GPR_RSP] & ~mask) | sp;
 	return 0;
 }
 
 int x86_pop(struct vcpu *v, unsigned size, uint64_t *value)
 {
-	uint64_t mask = stack_mask(v), sp = v->regs[REG_RSP] & mask;
+	uint64_t mask = stack_mask(v), sp = v->regs[GPR_RSP] & mask;
 
 	if (x86_code64(v) && !x86_canonical(v, sp))
 		return x86_fault_code(v, VEC_SS, 0);
 	if (x86_read_uint(v, stack_linear(v, sp), size, ACC_READ | x86_access_user(v), value))
 		return X86_FAULT;
-	v->regs[REG_RSP] = (v->regs[REG_RSP] & ~mask) | ((sp + size) & mask);
+	v->regs[GPR_RSP] = (v->regs[GPR_RSP] & ~mask) | ((sp + size) & mask);
 	return 0;
 }
 
@@ -455,8 +455,8 @@ int x86_syscall(struct vcpu *v, uint64_t rip_next)
 
 	if (!(v->efer & EFER_SCE) || !x86_code64(v))
 		return x86_fault(v, VEC_UD); /* Intel: SYSCALL exists in 64-bit mode only */
-	v->regs[REG_RCX] = rip_next;
-	v->regs[REG_R11] = v->rflags & ~(uint64_t)RFLAGS_RF;
+	v->regs[GPR_RCX] = rip_next;
+	v->regs[GPR_R11] = v->rflags & ~(uint64_t)RFLAGS_RF;
 	v->rip = v->lstar;
 	v->rflags &= ~(v->sfmask | RFLAGS_RF);
 	v->rflags |= RFLAGS_FIXED;
@@ -471,10 +471,10 @@ int x86_sysret(struct vcpu *v, unsigned size)
 
 	if (!(v->efer & EFER_SCE) || !x86_code64(v))
 		return x86_fault(v, VEC_UD);
-	if (x86_cpl(v) != 0 || (size == 8 && !x86_canonical(v, v->regs[REG_RCX])))
+	if (x86_cpl(v) != 0 || (size == 8 && !x86_canonical(v, v->regs[GPR_RCX])))
 		return x86_fault_code(v, VEC_GP, 0);
-	v->rip = size == 8 ? v->regs[REG_RCX] : (uint32_t)v->regs[REG_RCX];
-	v->rflags = (v->regs[REG_R11] & 0x3c7fd7) | RFLAGS_FIXED;
+	v->rip = size == 8 ? v->regs[GPR_RCX] : (uint32_t)v->regs[GPR_RCX];
+	v->rflags = (v->regs[GPR_R11] & 0x3c7fd7) | RFLAGS_FIXED;
 	x86_set_flat_code(v, (uint16_t)((size == 8 ? base + 16 : base) | 3), 3, size == 8);
 	x86_set_flat_stack(v, (uint16_t)((base + 8) | 3), 3);
 	return 0;
@@ -490,7 +490,7 @@ int x86_sysenter(struct vcpu *v)
 	x86_set_flat_code(v, cs, 0, x86_long_mode(v));
 	x86_set_flat_stack(v, cs + 8, 0);
 	v->rip = x86_long_mode(v) ? v->sysenter_eip : (uint32_t)v->sysenter_eip;
-	v->regs[REG_RSP] = x86_long_mode(v) ? v->sysenter_esp : (uint32_t)v->sysenter_esp;
+	v->regs[GPR_RSP] = x86_long_mode(v) ? v->sysenter_esp : (uint32_t)v->sysenter_esp;
 	return 0;
 }
 
@@ -501,11 +501,11 @@ int x86_sysexit(struct vcpu *v, unsigned size)
 
 	if (!cs || !x86_protected(v) || x86_cpl(v) != 0)
 		return x86_fault_code(v, VEC_GP, 0);
-	if (code64 && (!x86_canonical(v, v->regs[REG_RCX]) || !x86_canonical(v, v->regs[REG_RDX])))
+	if (code64 && (!x86_canonical(v, v->regs[GPR_RCX]) || !x86_canonical(v, v->regs[GPR_RDX])))
 		return x86_fault_code(v, VEC_GP, 0);
 	x86_set_flat_code(v, (uint16_t)((code64 ? cs + 32 : cs + 16) | 3), 3, code64);
 	x86_set_flat_stack(v, (uint16_t)((code64 ? cs + 40 : cs + 24) | 3), 3);
-	v->rip = code64 ? v->regs[REG_RDX] : (uint32_t)v->regs[REG_RDX];
-	v->regs[REG_RSP] = code64 ? v->regs[REG_RCX] : (uint32_t)v->regs[REG_RCX];
+	v->rip = code64 ? v->regs[GPR_RDX] : (uint32_t)v->regs[GPR_RDX];
+	v->regs[GPR_RSP] = code64 ? v->regs[GPR_RCX] : (uint32_t)v->regs[GPR_RCX];
 	return 0;
 }

@@ -14,7 +14,7 @@ void vcpu_reset(struct vcpu *v)
 	uint16_t fcw = 0x37f;
 
 	memset(v->regs, 0, sizeof(v->regs));
-	v->regs[REG_RDX] = 0x600; /* family 6 */
+	v->regs[GPR_RDX] = 0x600; /* family 6 */
 	v->rip = 0xfff0;
 	v->rflags = RFLAGS_FIXED;
 	for (unsigned i = 0; i < SEG_COUNT; i++)

@@ -18,8 +18,8 @@
 struct ram;
 struct vcpu;
 
-enum { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-       REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_COUNT };
+enum { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI,
+       GPR_R8, GPR_R9, GPR_R10, GPR_R11, GPR_R12, GPR_R13, GPR_R14, GPR_R15, GPR_COUNT };
 
 /* In the order of the instruction encoding (Sreg field). */
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_COUNT };
@@ -85,7 +85,7 @@ struct platform_ops {
 
 struct vcpu {
 	/* --- hot: engine bt reaches these by fixed offsets from gs: --- */
-	uint64_t regs[REG_COUNT];
+	uint64_t regs[GPR_COUNT];
 	uint64_t rip;
 	uint64_t rflags;
 	/* Set by any thread (vcpu_attention), cleared by the engine; 0 = go on running. */

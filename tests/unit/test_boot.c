@@ -392,7 +392,7 @@ static void a_bzimage_is_placed_at_random_and_relocated(void **state)
 		assert_int_equal(translate(&s, s.v->rip), s.v->rip);
 		assert_int_equal(translate(&s, 0xfee00000), 0xfee00000);
 		/* boot_params: KASLR flag, ACPI, the memory map */
-		assert_int_equal(s.v->regs[REG_RSI], 0x7000);
+		assert_int_equal(s.v->regs[GPR_RSI], 0x7000);
 		assert_int_equal(ram32(&s, 0x7000 + 0x211) & 3, 3);
 		assert_int_equal(ram64(&s, 0x7000 + 0x70), 0xe0000);
 		assert_string_equal(ram_host(&s.ram, ram32(&s, 0x7000 + 0x228), 32), "console=ttyS0");
@@ -519,10 +519,10 @@ static void an_elf_kernel_enters_where_its_notes_and_layout_say(void **state)
 	s.image.protocol = BOOT_PVH;
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "hello", 0xe0000, &s.err), 0);
 	assert_int_equal(s.v->rip, LINK_BASE + 0x80);
-	assert_int_equal(ram32(&s, s.v->regs[REG_RBX]), 0x336ec578);
-	assert_string_equal(ram_host(&s.ram, ram64(&s, s.v->regs[REG_RBX] + 24), 16), "hello");
-	assert_int_equal(ram64(&s, s.v->regs[REG_RBX] + 32), 0xe0000);
-	assert_int_equal(ram32(&s, s.v->regs[REG_RBX] + 48), 4);
+	assert_int_equal(ram32(&s, s.v->regs[GPR_RBX]), 0x336ec578);
+	assert_string_equal(ram_host(&s.ram, ram64(&s, s.v->regs[GPR_RBX] + 24), 16), "hello");
+	assert_int_equal(ram64(&s, s.v->regs[GPR_RBX] + 32), 0xe0000);
+	assert_int_equal(ram32(&s, s.v->regs[GPR_RBX] + 48), 4);
 	scene_end(&s);
 	/* Another system with a note: PVH. */
 	memset(&s, 0, sizeof(s));

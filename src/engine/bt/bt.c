@@ -1,0 +1,233 @@
+/* Engine bt: creation, counters, and the table that the machine sees. */
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <Zydis/Zydis.h>
+
+#include "engine/bt/interp.h"
+#include "x86/cpuid.h"
+
+#define STUB_BYTES ALIGN_UP((size_t)ICACHE_ENTRIES * STUB_SIZE, (size_t)GUEST_PAGE_SIZE)
+
+/* Offsets and sizes of XSAVE components in the standard format (CPUID leaf 0xd). */
+static uint32_t component_offset[8] = {0, 160}, component_size[8] = {160, 256};
+static uint64_t host_xcr0;
+
+static void xsave_probe(void)
+{
+	uint32_t a, b, c, d;
+
+	__asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+	host_xcr0 = a | (uint64_t)d << 32;
+	for (unsigned i = 2; i < 8; i++) {
+		__cpuid_count(0xd, i, a, b, c, d);
+		component_size[i] = a;
+		component_offset[i] = b;
+	}
+}
+
+unsigned bt_xsave_offset(unsigned component)
+{
+	return component_offset[component];
+}
+
+unsigned bt_xsave_size(uint64_t xcr0)
+{
+	unsigned size = 576;
+
+	for (unsigned i = 2; i < 8; i++)
+		if (xcr0 >> i & 1 && component_offset[i] + component_size[i] > size)
+			size = component_offset[i] + component_size[i];
+	return size;
+}
+
+static int bt_probe(struct error *err)
+{
+	uint32_t a, b, c, d;
+
+	__cpuid(1, a, b, c, d);
+	if (!(c >> 27 & 1))
+		return error_set(err, ENOTSUP,
+		                 "this host CPU or its kernel has no XSAVE: engine bt cannot run here");
+	return 0;
+}
+
+static void machine_destroy(struct engine_machine *em)
+{
+	struct bt_machine *m = (struct bt_machine *)em;
+
+	bt_cache_destroy(m);
+	free(m->trans);
+	free(m);
+}
+
+static struct engine_machine *machine_create(struct ram *ram, const struct engine_config *config,
+                                             struct error *err)
+{
+	struct bt_machine *m;
+
+	if (bt_probe(err) || bt_signals_init(err))
+		return NULL;
+	xsave_probe();
+	m = calloc(1, sizeof(*m));
+	if (!m) {
+		error_set(err, ENOMEM, "out of memory for the translator");
+		return NULL;
+	}
+	m->ram = ram;
+	m->cache_bytes = config ? config->code_cache_bytes : 0;
+	m->trans = bt_trans_create();
+	if (!m->trans || bt_cache_init(m, err)) {
+		if (!m->trans)
+			error_set(err, ENOMEM, "out of memory for the translator");
+		machine_destroy((struct engine_machine *)m);
+		return NULL;
+	}
+	return (struct engine_machine *)m;
+}
+
+static void vcpu_destroy(struct vcpu *v)
+{
+	struct bt_vcpu *bv = bt_of(v);
+	struct bt_machine *m = bv->m;
+
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		if (m->vcpus[i] == bv)
+			m->vcpus[i] = m->vcpus[--m->nvcpus];
+	bt_space_free(bv);
+	munmap(bv->stubs, STUB_BYTES);
+	free(bv->icache);
+	free(bv);
+}
+
+static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struct error *err)
+{
+	struct bt_machine *m = (struct bt_machine *)em;
+	struct bt_vcpu *bv;
+
+	if (m->nvcpus == ARRAY_SIZE(m->vcpus)) {
+		error_set(err, EINVAL, "engine bt has room for %zu vcpus a machine", ARRAY_SIZE(m->vcpus));
+		return NULL;
+	}
+	bv = aligned_alloc(64, ALIGN_UP(sizeof(*bv), (size_t)64));
+	if (!bv) {
+		error_set(err, ENOMEM, "out of memory for a vcpu");
+		return NULL;
+	}
+	memset(bv, 0, sizeof(*bv));
+	bv->v.index = index;
+	bv->v.ram = m->ram;
+	bv->m = m;
+	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
+	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
+	                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!bv->icache || bv->stubs == MAP_FAILED || bt_space_init(bv, err)) {
+		error_set(err, ENOMEM, "out of memory for a vcpu's translation buffers");
+		if (bv->stubs != MAP_FAILED)
+			munmap(bv->stubs, STUB_BYTES);
+		free(bv->icache);
+		free(bv);
+		return NULL;
+	}
+	m->vcpus[m->nvcpus++] = bv;
+	return &bv->v;
+}
+
+static enum exit_reason run(struct vcpu *v, struct error *err)
+{
+	struct bt_vcpu *bv = bt_of(v);
+
+	(void)err;
+	bv->xmask = host_xcr0 & v->model->xcr0_mask;
+	*(uint64_t *)(v->xsave + 512) &= bv->xmask;
+	bt_set_gs(bv);
+	return bt_run_loop(bv);
+}
+
+/* Memory and registers changed behind our back: everything derived from them goes. */
+static void state_loaded(struct vcpu *v)
+{
+	struct bt_vcpu *bv = bt_of(v);
+
+	bt_cache_flush(bv->m);
+	bt_space_flush_all(bv);
+	bv->set = NULL;
+	bv->space_kernel = NULL;
+}
+
+void bt_note_unknown(struct bt_stats *st, const struct insn *in)
+{
+	const char *name = insn_name(in);
+
+	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
+		if (!st->unknown[i][0])
+			strncpy(st->unknown[i], name, sizeof(st->unknown[i]) - 1);
+		if (!strcmp(st->unknown[i], name))
+			return;
+	}
+}
+
+static void print_interpreted(const struct bt_stats *st, FILE *out)
+{
+	uint64_t seen = ~0ull;
+
+	for (unsigned n = 0; n < 16; n++) {
+		unsigned best = 0;
+
+		for (unsigned i = 0; i < ARRAY_SIZE(st->interp_by_mnemonic); i++)
+			if (st->interp_by_mnemonic[i] < seen &&
+			    st->interp_by_mnemonic[i] > st->interp_by_mnemonic[best])
+				best = i;
+		if (st->interp_by_mnemonic[best] >= seen || !st->interp_by_mnemonic[best])
+			break;
+		seen = st->interp_by_mnemonic[best];
+		fprintf(out, "bt.interpreted.%s %llu\n", ZydisMnemonicGetString((ZydisMnemonic)best),
+		        (unsigned long long)seen);
+	}
+}
+
+static void stats(struct engine_machine *em, FILE *out)
+{
+	struct bt_machine *m = (struct bt_machine *)em;
+	const struct bt_stats *st = &m->stats;
+#define COUNTER(name) fprintf(out, "bt." #name " %llu\n", (unsigned long long)st->name)
+	COUNTER(blocks);
+	COUNTER(guest_insns);
+	COUNTER(code_bytes);
+	COUNTER(exits);
+	COUNTER(lookups);
+	COUNTER(links);
+	COUNTER(tlb_misses);
+	COUNTER(page_crossings);
+	COUNTER(flushes);
+	COUNTER(cache_flushes);
+	COUNTER(code_writes);
+	COUNTER(invalidated_blocks);
+	COUNTER(interp_insns);
+	COUNTER(faults);
+	COUNTER(interrupts);
+	COUNTER(signals);
+	COUNTER(mmio);
+	COUNTER(unknown_insns);
+#undef COUNTER
+	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && st->unknown[i][0]; i++)
+		fprintf(out, "bt.unknown.%s 1\n", st->unknown[i]);
+	print_interpreted(st, out);
+}
+
+const struct engine engine_bt = {
+    .name = "bt",
+    .probe = bt_probe,
+    .machine_create = machine_create,
+    .machine_destroy = machine_destroy,
+    .vcpu_create = vcpu_create,
+    .vcpu_destroy = vcpu_destroy,
+    .thread_init = bt_thread_init,
+    .thread_exit = bt_thread_exit,
+    .run = run,
+    .state_loaded = state_loaded,
+    .stats = stats,
+};

@@ -1,0 +1,294 @@
+/* Engine bt: its data, shared by its files.
+ *
+ *   struct bt_machine   the code cache: blocks by (rip, guest-physical page, entry state)
+ *   struct bt_vcpu      a vcpu; gs: points here while translated code runs
+ *   struct bt_space     what one address space and privilege sees: data TLB, jump cache, page ids
+ *
+ * Translated code keeps the guest's registers in the host's, but for a pair of scratch registers
+ * whose guest values live in v.regs (the pair may change from instruction to instruction; it is part
+ * of a block's entry state).  Arithmetic flags are in RFLAGS or in `arith`.  Translated code leaves
+ * through a thunk that stores everything to v.regs; from then on the state in struct vcpu is exact.
+ *
+ * The guest's vector state stays in the host's registers until somebody needs the C library
+ * (bt_world) or the run ends.
+ */
+#ifndef TAKT_BT_BT_H
+#define TAKT_BT_BT_H
+
+#include "engine/bt/insn.h"
+#include "engine/engine.h"
+#include "x86/cpu.h"
+
+/* --- software TLB and jump caches, one set an address space and privilege --- */
+
+#define TLB_ENTRIES 1024
+#define TLB_INVALID (1ull << 63) /* matches no canonical address */
+
+/* tag + address < 4096 iff the page matches; host + (tag + address) is the host address. */
+struct tlb_entry {
+	uint64_t read_tag, write_tag; /* minus the page's address, or TLB_INVALID */
+	uint64_t host;                /* host address of the page */
+	uint64_t unused;
+};
+
+#define JUMP_ENTRIES 1024
+#define JUMP_INVALID 1ull /* with host = the lookup exit */
+
+struct jump_entry {
+	uint64_t rip;
+	uint64_t host; /* code of the block at rip in the canonical entry state */
+};
+
+#define PAGE_IDS 512
+
+enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
+
+struct bt_space {
+	struct tlb_entry tlb[TLB_ENTRIES];
+	struct jump_entry jump[JUMP_ENTRIES];
+	uint32_t page_id[PAGE_IDS]; /* binding that the page at this index has now, 0 = look */
+	bool dirty;                 /* something was entered since the last reset */
+};
+
+/* The spaces of one address space, most recently used kept. */
+#define SPACE_SETS 8
+
+struct space_set {
+	uint64_t root;                       /* CR3 with PCID; ~0 = unused */
+	uint64_t used;                       /* stamp for replacement */
+	struct bt_space *space[SPACE_KINDS]; /* NULL until first entered */
+};
+
+/* --- interpreter's instruction cache --- */
+
+#define ICACHE_ENTRIES 1024
+#define STUB_SIZE 48
+
+struct icache_entry {
+	struct insn in;
+	bool valid;
+	bool has_stub;
+	uint8_t stub_base; /* register that holds the operand's address in the stub */
+	uint64_t stub_generation; /* of the code cache whose thunks the stub uses */
+};
+
+/* --- translated code --- */
+
+struct bt_block;
+
+enum site_kind {
+	SITE_NONE,
+	SITE_STUB,   /* end of an interpreter stub */
+	SITE_FAULT,  /* a host signal in a stub or in translated code; see bv->trap */
+	SITE_LOOKUP, /* go to v.rip */
+	SITE_FIXED,  /* kinds above have fixed numbers; records start here */
+	SITE_READ = SITE_FIXED, /* data TLB miss */
+	SITE_WRITE,
+	SITE_INTERP, /* interpret the instruction, then go on behind it */
+	SITE_LINK,   /* direct jump not linked yet */
+	SITE_POLL,   /* attention at a loop edge */
+};
+
+struct bt_site {
+	struct bt_block *block;
+	uint64_t target;    /* LINK, POLL: rip to go to */
+	uint32_t host_off;  /* READ, WRITE: retry here; LINK: the rel32 to patch */
+	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
+	uint16_t guest_off;   /* of the instruction in the block */
+	uint8_t kind, size;   /* size: bytes accessed */
+	uint8_t pair, flags;  /* LINK: state at the exit */
+	uint8_t linked;
+	uint32_t guard_id;   /* LINK: binding whose list `guarded` it is on, 0 = none */
+	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
+	uint32_t next_in;    /* LINK: next site linked to the same block */
+	uint32_t next_guard; /* LINK: next site linked unchecked into the same page */
+};
+
+enum flags_state { FLAGS_HOST, FLAGS_MEM };
+
+/* The scratch pair, a < b, as one byte a * 16 + b. */
+#define PAIR(a, b) ((uint8_t)((a) << 4 | (b)))
+#define PAIR_CANONICAL PAIR(GPR_R10, GPR_R11)
+#define PAIR_NONE 0 /* rax, rax: no scratch; exit thunks store everything */
+
+/* Host offset to guest instruction, for faults inside a block. */
+struct insn_map {
+	uint16_t host_off, guest_off;
+	uint8_t pair, flags;
+};
+
+struct bt_block {
+	uint64_t rip;
+	gpa_t gpa;
+	uint8_t *host;
+	uint32_t host_len;
+	uint16_t guest_len;
+	uint8_t user, pair, flags, valid;
+	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
+	uint16_t map_count;
+	struct insn_map *map;
+	struct bt_block *hash_next, *page_next;
+	uint32_t links_in; /* first site linked to this block, 0 = none */
+};
+
+/* A virtual page that shows a guest-physical page, as code. */
+struct bt_binding {
+	uint64_t vpage; /* address >> 12 */
+	gpa_t gpa;
+	uint32_t id;
+	uint8_t user;
+	uint32_t guarded; /* first site linked into this page on the strength of a global mapping */
+	struct bt_binding *hash_next;
+};
+
+#define BLOCK_HASH (1u << 15)
+#define BINDING_HASH (1u << 12)
+
+struct bt_stats {
+	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks;
+	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
+	uint64_t faults, interrupts, page_crossings, signals;
+	char unknown[8][24];
+	uint64_t interp_by_mnemonic[2048];
+};
+
+struct bt_machine {
+	struct ram *ram;
+	uint64_t cache_bytes;
+	uint8_t *code; /* RWX: thunks, hot code, cold code */
+	uint8_t *hot, *hot_end, *cold, *cold_end;
+	const uint8_t *lookup_exit;     /* leaves for SITE_LOOKUP; what empty jump entries hold */
+	uint8_t *exit_thunk[2][256];    /* [flags][pair], made when first needed */
+	uint8_t *miss_thunk[2][256];    /* [write][pair] */
+	struct bt_site *sites;
+	uint32_t nsites, max_sites;
+	struct bt_block *blocks;
+	uint32_t nblocks, max_blocks;
+	struct insn_map *maps;
+	uint32_t nmaps, max_maps;
+	struct bt_block *hash[BLOCK_HASH];
+	struct bt_binding *bindings[BINDING_HASH];
+	struct bt_binding *binding_pool;
+	uint32_t nbindings, max_bindings;
+	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
+	struct bt_vcpu *vcpus[64];
+	unsigned nvcpus;
+	uint64_t generation; /* counts flushes of the whole cache */
+	uint8_t vec_ok;      /* vector classes (bit mask) the code was translated for */
+	struct trans *trans; /* the translator's working memory */
+	struct bt_stats stats;
+};
+
+struct bt_vcpu {
+	struct vcpu v; /* first: gs: offsets of v's members are the same */
+
+	/* reached from translated code */
+	uint64_t host_rsp;
+	uint64_t enter_pc;
+	uint64_t arg;    /* READ, WRITE: guest-virtual address */
+	uint64_t spill;  /* scratch of multi-access sequences */
+	struct bt_space *space;
+	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
+	uint32_t site;
+	uint16_t arith;  /* AH as LAHF gives it in the high byte, OF in the low */
+	uint8_t if_flag, ac_flag;
+	uint8_t irq_wait; /* an interrupt may be deliverable once IF is set */
+	uint8_t pad0[3];
+
+	/* C only */
+	struct bt_machine *m;
+	bool vec_live; /* the guest's vector state is in the host's registers */
+	uint64_t xmask;
+	struct space_set sets[SPACE_SETS];
+	struct space_set *set;
+	uint64_t stamp;
+	uint32_t trap, trap_error; /* SITE_FAULT */
+	uint64_t trap_rip;
+	struct icache_entry *icache;
+	uint8_t *stubs;
+	bool redispatch; /* mappings changed: do not go on behind the interpreted instruction */
+	bool data_break; /* a data breakpoint was hit by this instruction */
+	uint8_t *spaces; /* room for every space of `sets` */
+	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
+};
+
+static inline struct bt_vcpu *bt_of(struct vcpu *v)
+{
+	return (struct bt_vcpu *)v;
+}
+
+/* runtime.S */
+void bt_enter(struct bt_vcpu *bv, const void *pc);
+extern const char bt_exit_common[];
+void bt_xsave(void *area, uint64_t mask);
+void bt_xrstor(const void *area, uint64_t mask);
+
+void bt_vec_reset(unsigned mask);
+
+/* run.c */
+enum exit_reason bt_run_loop(struct bt_vcpu *bv);
+void bt_world(struct bt_vcpu *bv);    /* makes it safe to call any C: vector state to memory */
+void bt_vec_load(struct bt_vcpu *bv); /* back to the registers */
+
+/* interp.c: executes the instruction at v.rip; exceptions are delivered.
+ * 0, INTERP_HALT, X86_SHUTDOWN. */
+#define INTERP_HALT 1
+int bt_interp(struct bt_vcpu *bv);
+/* Fetches and decodes the instruction at v.rip.  NULL: faulted (v.fault). */
+struct icache_entry *bt_fetch(struct bt_vcpu *bv);
+bool bt_vector_allowed(const struct vcpu *v, enum insn_vec vec);
+
+/* space.c: address spaces */
+int bt_space_init(struct bt_vcpu *bv, struct error *err);
+void bt_space_free(struct bt_vcpu *bv);
+void bt_space_select(struct bt_vcpu *bv);                 /* sets `space` for the current state */
+int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
+void bt_space_flush_all(struct bt_vcpu *bv);              /* every entry of every space */
+void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
+void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
+void bt_space_flush_page(struct bt_vcpu *bv, gva_t va);   /* in every space */
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
+void bt_space_drop_writes(struct bt_machine *m, gpa_t page); /* the page became code */
+void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip); /* the code at rip went */
+void bt_space_forget_code(struct bt_machine *m);           /* all code went */
+
+/* cache.c: blocks, links, invalidation */
+int bt_cache_init(struct bt_machine *m, struct error *err);
+void bt_cache_destroy(struct bt_machine *m);
+void bt_cache_flush(struct bt_machine *m);
+/* Makes room for one more block, by a flush if need be. */
+void bt_cache_reserve(struct bt_machine *m);
+struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+                               unsigned pair, unsigned flags);
+/* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
+struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+                              unsigned *count);
+struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
+void bt_block_insert(struct bt_machine *m, struct bt_block *b);
+void bt_code_written(void *data, gpa_t gpa, uint64_t len);
+struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
+/* Links the direct jump `site` to block `to`, whose page is `binding`.  same_page: source and target
+ * lie in one virtual page; global: the mapping outlives address spaces. */
+void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
+             bool same_page, bool global);
+/* A mapping that may have been global went: links that relied on it are checked again. */
+void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all);
+const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair);
+const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair);
+
+/* translate.c */
+/* Translates the code at rip (64-bit mode, in RAM at gpa) for an entry state.  NULL if its first
+ * instruction must be interpreted. */
+struct trans *bt_trans_create(void);
+struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
+                              unsigned flags);
+
+/* fault.c */
+int bt_signals_init(struct error *err);
+int bt_thread_init(struct error *err);
+void bt_thread_exit(void);
+void bt_set_gs(struct bt_vcpu *bv); /* this thread runs `bv` now */
+/* Called before takt dies of a fault of its own (restore the terminal).  Async-signal-safe. */
+extern void (*bt_fatal_hook)(void);
+
+#endif

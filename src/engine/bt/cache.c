@@ -1,0 +1,470 @@
+/* The code cache of a machine: blocks, their links, and what makes them invalid.
+ *
+ *   code:  | hot: straight-line code of blocks ... | cold: exit stubs, thunks, guards ... |
+ *
+ * Invariants: every block's guest bytes lie in one guest-physical page whose RAM_PAGE_CODE flag is
+ * set, so no write to them goes unseen; code memory is reused only after a flush of everything, with
+ * no vcpu inside; a direct jump that leaves its virtual page is linked with a check of the target's
+ * binding, or without one if the target's mapping was global, and is then on the binding's list.
+ *
+ * Linking patches one aligned-or-not rel32 by a single store; on one vcpu that needs no more.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engine/bt/emit.h"
+#include "engine/bt/interp.h"
+
+#define CACHE_DEFAULT (64 * MiB)
+#define CACHE_MIN (4 * MiB)
+/* Room one translation may take at most; see bt_translate. */
+#define HOT_RESERVE (64 * KiB)
+#define COLD_RESERVE (64 * KiB)
+#define SITES_RESERVE 512
+#define MAPS_RESERVE 256
+
+static void *map_array(size_t bytes, struct error *err)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+	               -1, 0);
+
+	if (p != MAP_FAILED)
+		return p;
+	error_set(err, ENOMEM, "cannot map %zu MiB for the code cache: give less with --code-cache",
+	          bytes >> 20);
+	return NULL;
+}
+
+static void code_reset(struct bt_machine *m)
+{
+	size_t hot = m->cache_bytes * 9 / 16;
+
+	m->hot = m->code;
+	m->hot_end = m->code + hot;
+	/* Not at a power-of-two distance from the hot code: branch predictors alias. */
+	m->cold = m->hot_end + 0x1340;
+	m->cold_end = m->code + m->cache_bytes;
+	memset(m->exit_thunk, 0, sizeof(m->exit_thunk));
+	memset(m->miss_thunk, 0, sizeof(m->miss_thunk));
+	m->nsites = SITE_FIXED;
+	m->nblocks = 0;
+	m->nmaps = 0;
+	m->nbindings = 1;
+	memset(m->hash, 0, sizeof(m->hash));
+	memset(m->bindings, 0, sizeof(m->bindings));
+	{
+		struct emit e = {m->cold};
+
+		m->lookup_exit = m->cold;
+		e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
+		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
+		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
+	}
+}
+
+int bt_cache_init(struct bt_machine *m, struct error *err)
+{
+	uint64_t bytes = m->cache_bytes ? m->cache_bytes : CACHE_DEFAULT;
+
+	if (bytes < CACHE_MIN || bytes > GiB)
+		return error_set(err, EINVAL, "a code cache of %llu KiB is out of range: give 4M to 1G",
+		                 (unsigned long long)(bytes / KiB));
+	m->cache_bytes = bytes;
+	m->max_sites = (uint32_t)(bytes / 40);
+	m->max_blocks = (uint32_t)(bytes / 64);
+	m->max_maps = (uint32_t)(bytes / 16);
+	m->max_bindings = (uint32_t)(bytes / 512);
+	m->code = mmap(NULL, bytes, PROT_READ | PROT_WRITE | PROT_EXEC,
+	               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (m->code == MAP_FAILED) {
+		m->code = NULL;
+		return error_set(err, errno,
+		                 "cannot map writable and executable memory for the translator (%s): "
+		                 "allow it in this host's security policy or give less with --code-cache",
+		                 strerror(errno));
+	}
+	m->sites = map_array(m->max_sites * sizeof(*m->sites), err);
+	m->blocks = map_array(m->max_blocks * sizeof(*m->blocks), err);
+	m->maps = map_array(m->max_maps * sizeof(*m->maps), err);
+	m->binding_pool = map_array(m->max_bindings * sizeof(*m->binding_pool), err);
+	m->pages = map_array((m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages), err);
+	if (!m->sites || !m->blocks || !m->maps || !m->binding_pool || !m->pages)
+		return -ENOMEM;
+	m->ram->code_written = bt_code_written;
+	m->ram->code_data = m;
+	code_reset(m);
+	return 0;
+}
+
+void bt_cache_destroy(struct bt_machine *m)
+{
+	if (m->code)
+		munmap(m->code, m->cache_bytes);
+	if (m->sites)
+		munmap(m->sites, m->max_sites * sizeof(*m->sites));
+	if (m->blocks)
+		munmap(m->blocks, m->max_blocks * sizeof(*m->blocks));
+	if (m->maps)
+		munmap(m->maps, m->max_maps * sizeof(*m->maps));
+	if (m->binding_pool)
+		munmap(m->binding_pool, m->max_bindings * sizeof(*m->binding_pool));
+	if (m->pages)
+		munmap(m->pages, (m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages));
+	m->ram->code_written = NULL;
+}
+
+/* Forgets every block.  The caller is outside translated code (as everybody in C is). */
+void bt_cache_flush(struct bt_machine *m)
+{
+	for (uint32_t i = 0; i < m->nblocks; i++) {
+		uint64_t index = ram_page_index(m->ram, m->blocks[i].gpa);
+
+		m->pages[index] = NULL;
+		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+	}
+	m->generation++;
+	m->stats.cache_flushes++;
+	code_reset(m);
+	bt_space_forget_code(m);
+}
+
+void bt_cache_reserve(struct bt_machine *m)
+{
+	if (m->hot + HOT_RESERVE > m->hot_end || m->cold + COLD_RESERVE > m->cold_end ||
+	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + 1 > m->max_blocks ||
+	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 1 > m->max_bindings)
+		bt_cache_flush(m);
+}
+
+/* --- thunks --- */
+
+const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair)
+{
+	unsigned a = pair >> 4, b = pair & 15;
+	struct emit e;
+
+	if (m->exit_thunk[flags][pair])
+		return m->exit_thunk[flags][pair];
+	m->exit_thunk[flags][pair] = e.p = m->cold;
+	if (pair == PAIR_NONE || a != GPR_RAX)
+		e_store_gs(&e, GS_REG(GPR_RAX), GPR_RAX);
+	if (flags == FLAGS_HOST)
+		e_flags_save(&e, GPR_RAX, true);
+	for (unsigned r = GPR_RCX; r < GPR_COUNT; r++)
+		if (pair == PAIR_NONE || (r != a && r != b))
+			e_store_gs(&e, GS_REG(r), r);
+	e_mov_imm(&e, GPR_RAX, (uint64_t)bt_exit_common);
+	e8(&e, 0xff); /* jmp rax */
+	e8(&e, 0xe0);
+	m->cold = e.p;
+	return m->exit_thunk[flags][pair];
+}
+
+/* Entered from a failed check: a holds tag + address, b the TLB entry. */
+const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
+{
+	unsigned a = pair >> 4, b = pair & 15;
+	const uint8_t *leave;
+	struct emit e;
+
+	if (m->miss_thunk[write][pair])
+		return m->miss_thunk[write][pair];
+	leave = bt_exit_thunk(m, FLAGS_MEM, pair);
+	m->miss_thunk[write][pair] = e.p = m->cold;
+	e_mem(&e, 0x2b, a, b, GPR_NONE, 1, write ? offsetof(struct tlb_entry, write_tag) : 0, true);
+	e_store_gs(&e, GS_OFFSET(arg), a);
+	e_jmp(&e, leave);
+	m->cold = e.p;
+	return m->miss_thunk[write][pair];
+}
+
+void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
+{
+	static const uint8_t low_first[] = {GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI, GPR_RDI, GPR_RAX,
+	                                    GPR_R8, GPR_R9, GPR_R10};
+	struct emit out = {stub};
+	unsigned i = 0;
+
+	while (e->in.gpr_operands >> low_first[i] & 1)
+		i++;
+	e->stub_base = low_first[i];
+	out.p += insn_encode(&e->in, e->stub_base, out.p);
+	e8(&out, 0xff); /* jmp [rip + 0] */
+	e8(&out, 0x25);
+	e32(&out, 0);
+	e64(&out, (uint64_t)bt_exit_thunk(m, FLAGS_HOST, PAIR_NONE));
+	e->has_stub = true;
+	e->stub_generation = m->generation;
+}
+
+/* --- blocks --- */
+
+static unsigned block_hash(uint64_t rip, gpa_t gpa)
+{
+	uint64_t h = (rip ^ (gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u) * 0x9e3779b97f4a7c15ull;
+
+	return (unsigned)(h >> 40) & (BLOCK_HASH - 1);
+}
+
+struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+                               unsigned pair, unsigned flags)
+{
+	struct bt_block *b = m->hash[block_hash(rip, gpa)], *close = NULL;
+
+	for (; b; b = b->hash_next) {
+		if (b->rip != rip || b->gpa != gpa || b->user != user || b->pair != pair)
+			continue;
+		if (b->flags == flags)
+			return b;
+		if (!b->flags_in)
+			close = b; /* the flags are dead: where they are is all the same */
+	}
+	return close;
+}
+
+struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+                              unsigned *count)
+{
+	struct bt_block *found = NULL;
+
+	*count = 0;
+	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
+		if (b->rip == rip && b->gpa == gpa && b->user == user) {
+			found = b;
+			++*count;
+		}
+	return found;
+}
+
+/* Blocks lie in the hot area in the order of their numbers. */
+struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc)
+{
+	uint32_t low = 0, high = m->nblocks;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+
+		if (m->blocks[mid].host + m->blocks[mid].host_len <= pc)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low < m->nblocks && pc >= m->blocks[low].host ? &m->blocks[low] : NULL;
+}
+
+void bt_block_insert(struct bt_machine *m, struct bt_block *b)
+{
+	unsigned h = block_hash(b->rip, b->gpa);
+	uint64_t index = ram_page_index(m->ram, b->gpa);
+	uint8_t *flags = &m->ram->page_flags[index];
+
+	b->hash_next = m->hash[h];
+	m->hash[h] = b;
+	b->page_next = m->pages[index];
+	m->pages[index] = b;
+	b->valid = 1;
+	if (!(*flags & RAM_PAGE_CODE)) {
+		*flags |= RAM_PAGE_CODE;
+		bt_space_drop_writes(m, b->gpa & ~(gpa_t)GUEST_PAGE_MASK);
+	}
+}
+
+static void unlink_site(struct bt_machine *m, struct bt_site *site)
+{
+	e_patch(m->code + site->host_off, m->code + site->after_off);
+	site->linked = 0;
+}
+
+static void block_remove(struct bt_machine *m, struct bt_block *b)
+{
+	struct bt_block **at = &m->hash[block_hash(b->rip, b->gpa)];
+
+	while (*at != b)
+		at = &(*at)->hash_next;
+	*at = b->hash_next;
+	for (uint32_t i = b->links_in; i; i = m->sites[i].next_in) {
+		unlink_site(m, &m->sites[i]);
+		m->sites[i].linked_to = NULL;
+	}
+	b->links_in = 0;
+	b->valid = 0;
+	bt_space_drop_jumps(m, b->rip);
+	m->stats.invalidated_blocks++;
+}
+
+void bt_code_written(void *data, gpa_t gpa, uint64_t len)
+{
+	struct bt_machine *m = data;
+	uint64_t index = ram_page_index(m->ram, gpa);
+	gpa_t end = gpa + len;
+	struct bt_block **at = &m->pages[index];
+
+	m->stats.code_writes++;
+	while (*at) {
+		struct bt_block *b = *at;
+
+		if (b->gpa < end && gpa < b->gpa + b->guest_len) {
+			*at = b->page_next;
+			block_remove(m, b);
+		} else {
+			at = &b->page_next;
+		}
+	}
+	if (!m->pages[index])
+		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+}
+
+/* --- bindings and links --- */
+
+struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user)
+{
+	unsigned h = (unsigned)((vpage ^ gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u >> 12) & (BINDING_HASH - 1);
+	struct bt_binding *b;
+
+	gpa &= ~(gpa_t)GUEST_PAGE_MASK;
+	for (b = m->bindings[h]; b; b = b->hash_next)
+		if (b->vpage == vpage && b->gpa == gpa && b->user == user)
+			return b;
+	b = &m->binding_pool[m->nbindings];
+	*b = (struct bt_binding){.vpage = vpage, .gpa = gpa, .id = m->nbindings++, .user = user,
+	                         .hash_next = m->bindings[h]};
+	m->bindings[h] = b;
+	return b;
+}
+
+/* Converts the state of a jump (pair, flags) to the canonical one. */
+static void put_canonical(struct emit *e, unsigned pair, unsigned flags)
+{
+	unsigned a = pair >> 4, b = pair & 15;
+
+	if (flags == FLAGS_HOST)
+		e_flags_save(e, a, a == GPR_RAX);
+	if (pair == PAIR_CANONICAL)
+		return;
+	if (a != GPR_R10 && b != GPR_R10)
+		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
+	if (a != GPR_R11 && b != GPR_R11)
+		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
+	if (a != GPR_R10 && a != GPR_R11)
+		e_load_gs(e, a, GS_REG(a));
+	if (b != GPR_R10 && b != GPR_R11)
+		e_load_gs(e, b, GS_REG(b));
+}
+
+/* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
+static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const uint8_t *leave,
+                      const struct bt_binding *binding)
+{
+	unsigned t1 = site->pair & 15;
+	uint8_t *hit;
+
+	e_load_gs(e, t1, GS_OFFSET(space)); /* cmp dword [space + page_id], id */
+	e_mem(e, 0x81, 7, t1, GPR_NONE, 1,
+	      (int32_t)(offsetof(struct bt_space, page_id) + (binding->vpage & (PAGE_IDS - 1)) * 4),
+	      false);
+	e32(e, binding->id);
+	hit = e_jcc(e, CC_E, e->p);
+	e_store_gs_imm32(e, GS_OFFSET(site), n);
+	e_jmp(e, leave);
+	e_patch(hit, e->p);
+}
+
+static void list_remove_link(struct bt_machine *m, uint32_t n)
+{
+	struct bt_site *site = &m->sites[n];
+	uint32_t *at;
+
+	if (!site->linked_to)
+		return;
+	for (at = &site->linked_to->links_in; *at != n;)
+		at = &m->sites[*at].next_in;
+	*at = site->next_in;
+	site->linked_to = NULL;
+}
+
+static void list_remove_guard(struct bt_machine *m, uint32_t n)
+{
+	struct bt_site *site = &m->sites[n];
+	uint32_t *at;
+
+	if (!site->guard_id)
+		return;
+	for (at = &m->binding_pool[site->guard_id].guarded; *at != n;)
+		at = &m->sites[*at].next_guard;
+	*at = site->next_guard;
+	site->guard_id = 0;
+}
+
+void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_binding *binding,
+             bool same_page, bool global)
+{
+	struct bt_site *site = &m->sites[n];
+	bool check = !same_page && !global;
+	unsigned flags = site->flags, a = site->pair >> 4, t1 = site->pair & 15;
+	const uint8_t *leave;
+	struct emit e;
+
+	if (m->cold + 1024 > m->cold_end)
+		return; /* stays unlinked until the next flush */
+	leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
+	e.p = m->cold;
+	if (check) {
+		if (flags == FLAGS_HOST)
+			e_flags_save(&e, a, a == GPR_RAX);
+		flags = FLAGS_MEM;
+		put_guard(&e, site, n, leave, binding);
+	}
+	if (site->pair != to->pair) /* only ever to a canonical entry */
+		put_canonical(&e, site->pair, flags);
+	else if (to->flags_in && flags == FLAGS_HOST && to->flags == FLAGS_MEM)
+		e_flags_save(&e, a, a == GPR_RAX);
+	else if (to->flags_in && flags == FLAGS_MEM && to->flags == FLAGS_HOST)
+		e_flags_restore(&e, t1);
+	if (e.p == m->cold) {
+		e_patch(m->code + site->host_off, to->host);
+	} else {
+		e_jmp(&e, to->host);
+		e_patch(m->code + site->host_off, m->cold);
+		m->cold = e.p;
+	}
+	if (site->linked_to != to) {
+		list_remove_link(m, n);
+		site->next_in = to->links_in;
+		to->links_in = n;
+		site->linked_to = to;
+	}
+	if (!same_page && global && site->guard_id != binding->id) {
+		list_remove_guard(m, n);
+		site->next_guard = binding->guarded;
+		binding->guarded = n;
+		site->guard_id = binding->id;
+	}
+	site->linked = 1;
+	m->stats.links++;
+}
+
+static void check_guarded(struct bt_vcpu *bv, struct bt_binding *b)
+{
+	struct bt_machine *m = bv->m;
+	struct page_walk walk;
+
+	if (!x86_walk(&bv->v, b->vpage << GUEST_PAGE_SHIFT, ACC_EXEC, &walk) && walk.global &&
+	    (walk.gpa & ~(gpa_t)GUEST_PAGE_MASK) == b->gpa)
+		return;
+	for (uint32_t i = b->guarded; i; i = m->sites[i].next_guard) {
+		unlink_site(m, &m->sites[i]);
+		m->sites[i].guard_id = 0;
+	}
+	b->guarded = 0;
+}
+
+void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
+{
+	struct bt_machine *m = bv->m;
+
+	for (uint32_t i = 1; i < m->nbindings; i++)
+		if (m->binding_pool[i].guarded &&
+		    (all || m->binding_pool[i].vpage == va >> GUEST_PAGE_SHIFT))
+			check_guarded(bv, &m->binding_pool[i]);
+}

@@ -1,0 +1,205 @@
+/* Writing host instructions.  Only forms the translator needs; registers by number (REG_*). */
+#ifndef TAKT_BT_EMIT_H
+#define TAKT_BT_EMIT_H
+
+#include "engine/bt/bt.h"
+
+#define GS_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member))
+#define GS_REG(r) ((uint32_t)((r) * 8))
+
+struct emit {
+	uint8_t *p;
+};
+
+static inline void e8(struct emit *e, unsigned b)
+{
+	*e->p++ = (uint8_t)b;
+}
+static inline void e16(struct emit *e, unsigned w)
+{
+	*(uint16_t *)e->p = (uint16_t)w;
+	e->p += 2;
+}
+static inline void e32(struct emit *e, uint32_t d)
+{
+	*(uint32_t *)e->p = d;
+	e->p += 4;
+}
+static inline void e64(struct emit *e, uint64_t q)
+{
+	*(uint64_t *)e->p = q;
+	e->p += 8;
+}
+
+/* gs:[disp32] with `reg` in ModRM; rexw: 64-bit. */
+static inline void e_gs(struct emit *e, unsigned opcode, unsigned reg, bool rexw, uint32_t off)
+{
+	e8(e, 0x65);
+	if (rexw || reg >= 8)
+		e8(e, 0x40 | (rexw ? 8 : 0) | (reg >= 8 ? 4 : 0));
+	if (opcode > 0xff)
+		e8(e, opcode >> 8);
+	e8(e, opcode);
+	e8(e, 0x04 | (reg & 7) << 3);
+	e8(e, 0x25);
+	e32(e, off);
+}
+static inline void e_load_gs(struct emit *e, unsigned reg, uint32_t off)
+{
+	e_gs(e, 0x8b, reg, true, off);
+}
+static inline void e_store_gs(struct emit *e, uint32_t off, unsigned reg)
+{
+	e_gs(e, 0x89, reg, true, off);
+}
+static inline void e_store_gs_imm32(struct emit *e, uint32_t off, uint32_t value) /* dword */
+{
+	e_gs(e, 0xc7, 0, false, off);
+	e32(e, value);
+}
+static inline void e_store_gs_imm8(struct emit *e, uint32_t off, unsigned value) /* byte */
+{
+	e_gs(e, 0xc6, 0, false, off);
+	e8(e, value);
+}
+static inline void e_add_gs(struct emit *e, unsigned reg, uint32_t off)
+{
+	e_gs(e, 0x03, reg, true, off);
+}
+
+static inline void e_rr(struct emit *e, unsigned opcode, unsigned rm, unsigned reg, bool rexw)
+{
+	unsigned rex = (rexw ? 8 : 0) | (reg >= 8 ? 4 : 0) | (rm >= 8 ? 1 : 0);
+
+	if (rex)
+		e8(e, 0x40 | rex);
+	e8(e, opcode);
+	e8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+}
+static inline void e_mov(struct emit *e, unsigned dst, unsigned src)
+{
+	e_rr(e, 0x89, dst, src, true);
+}
+static inline void e_mov32(struct emit *e, unsigned dst, unsigned src)
+{
+	e_rr(e, 0x89, dst, src, false);
+}
+
+static inline void e_mov_imm(struct emit *e, unsigned reg, uint64_t value)
+{
+	if (value == (uint32_t)value) {
+		if (reg >= 8)
+			e8(e, 0x41);
+		e8(e, 0xb8 | (reg & 7));
+		e32(e, (uint32_t)value);
+	} else if ((int64_t)value == (int32_t)value) {
+		e8(e, 0x48 | (reg >= 8));
+		e8(e, 0xc7);
+		e8(e, 0xc0 | (reg & 7));
+		e32(e, (uint32_t)value);
+	} else {
+		e8(e, 0x48 | (reg >= 8));
+		e8(e, 0xb8 | (reg & 7));
+		e64(e, value);
+	}
+}
+
+/* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */
+static inline void e_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned base, unsigned index,
+                         unsigned scale, int32_t disp, bool rexw)
+{
+	unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
+	unsigned rex = (rexw ? 8 : 0) | (reg >= 8 ? 4 : 0);
+	bool sib = index != GPR_NONE || base == GPR_NONE || (base & 7) == 4;
+	unsigned mod;
+
+	if (index != GPR_NONE && index >= 8)
+		rex |= 2;
+	if (base != GPR_NONE && base >= 8)
+		rex |= 1;
+	if (rex)
+		e8(e, 0x40 | rex);
+	e8(e, opcode);
+	if (base == GPR_NONE)
+		mod = 0;
+	else if (disp == 0 && (base & 7) != 5)
+		mod = 0;
+	else
+		mod = disp == (int8_t)disp ? 1 : 2;
+	if (sib) {
+		e8(e, mod << 6 | (reg & 7) << 3 | 4);
+		e8(e, ss << 6 | (index == GPR_NONE ? 4 : index & 7) << 3 |
+		          (base == GPR_NONE ? 5 : base & 7));
+	} else {
+		e8(e, mod << 6 | (reg & 7) << 3 | (base & 7));
+	}
+	if (mod == 1)
+		e8(e, (uint8_t)disp);
+	else if (mod == 2 || base == GPR_NONE)
+		e32(e, (uint32_t)disp);
+}
+static inline void e_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp)
+{
+	e_mem(e, 0x8d, dst, base, GPR_NONE, 1, disp, true);
+}
+static inline void e_load(struct emit *e, unsigned dst, unsigned base, int32_t disp)
+{
+	e_mem(e, 0x8b, dst, base, GPR_NONE, 1, disp, true);
+}
+static inline void e_store(struct emit *e, unsigned base, int32_t disp, unsigned src)
+{
+	e_mem(e, 0x89, src, base, GPR_NONE, 1, disp, true);
+}
+
+static inline uint8_t *e_jmp(struct emit *e, const void *to) /* returns where the rel32 is */
+{
+	e8(e, 0xe9);
+	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
+	return e->p - 4;
+}
+static inline uint8_t *e_jcc(struct emit *e, unsigned cc, const void *to)
+{
+	e8(e, 0x0f);
+	e8(e, 0x80 | cc);
+	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
+	return e->p - 4;
+}
+static inline void e_patch(uint8_t *rel, const void *to)
+{
+	__atomic_store_n((uint32_t *)rel, (uint32_t)((const uint8_t *)to - (rel + 4)),
+	                 __ATOMIC_RELEASE);
+}
+
+enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A };
+
+/* Flags to `arith`; `free` is a scratch register (rax itself if rax is scratch). */
+static inline void e_flags_save(struct emit *e, unsigned scratch, bool rax_free)
+{
+	if (!rax_free)
+		e_mov(e, scratch, GPR_RAX);
+	e8(e, 0x9f); /* lahf */
+	e8(e, 0x0f); /* seto al */
+	e8(e, 0x90);
+	e8(e, 0xc0);
+	e8(e, 0x65); /* mov gs:[arith], ax */
+	e8(e, 0x66);
+	e8(e, 0x89);
+	e8(e, 0x04);
+	e8(e, 0x25);
+	e32(e, GS_OFFSET(arith));
+	if (!rax_free)
+		e_mov(e, GPR_RAX, scratch);
+}
+
+/* Flags from `arith`; `scratch` is free and not rax; rax is kept. */
+static inline void e_flags_restore(struct emit *e, unsigned scratch)
+{
+	e_mov(e, scratch, GPR_RAX);
+	e_gs(e, 0x0fb7, GPR_RAX, false, GS_OFFSET(arith)); /* movzx eax, word */
+	e8(e, 0x04);                                       /* add al, 0x7f */
+	e8(e, 0x7f);
+	e8(e, 0x9e); /* sahf */
+	e_mov(e, GPR_RAX, scratch);
+}
+
+#endif

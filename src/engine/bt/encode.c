@@ -1,0 +1,146 @@
+/* Re-encodes an instruction for the host with another memory operand (Intel SDM 2, chapter 2). */
+#include <string.h>
+
+#include "engine/bt/insn.h"
+#include "x86/vcpu.h"
+
+static unsigned put_operand(const struct insn *in, unsigned base, uint8_t *out)
+{
+	uint8_t reg = in->bytes[in->modrm_off] & 0x38;
+	unsigned n = 0;
+
+	if ((base & 7) == 4) { /* r12 needs a SIB byte */
+		out[n++] = reg | 4;
+		out[n++] = 0x24;
+	} else if ((base & 7) == 5) { /* rbp, r13 need a displacement */
+		out[n++] = 0x40 | reg | 5;
+		out[n++] = 0;
+	} else {
+		out[n++] = reg | (base & 7);
+	}
+	return n;
+}
+
+static unsigned put_tail(const struct insn *in, uint8_t *out)
+{
+	unsigned n = in->len - in->tail_off;
+
+	memcpy(out, in->bytes + in->tail_off, n);
+	return n;
+}
+
+static unsigned encode_legacy(const struct insn *in, unsigned base, uint8_t *out)
+{
+	unsigned n = 0, i, opcode_end = in->modrm_off ? in->modrm_off : in->tail_off;
+	uint8_t rex = in->rex;
+	bool has66 = false;
+
+	for (i = 0; i < in->opcode_off; i++) {
+		uint8_t b = in->bytes[i];
+
+		switch (b) {
+		case 0x66: has66 = true; break;
+		case 0x67:
+		case 0x26:
+		case 0x2e:
+		case 0x36:
+		case 0x3e:
+		case 0x64:
+		case 0x65: break;
+		default:
+			if (!(in->mode == MODE_64 && (b & 0xf0) == 0x40))
+				out[n++] = b;
+		}
+	}
+	/* 16-bit code: the prefix means the other size. */
+	if (in->mode == MODE_16 && !in->mandatory66)
+		has66 = !has66;
+	if (has66)
+		out[n++] = 0x66;
+	if (in->has_mem)
+		rex = (uint8_t)((rex & ~3u) | base >> 3);
+	if (rex & 0x0f)
+		rex |= 0x40;
+	if (rex)
+		out[n++] = rex;
+	if (in->mode != MODE_64 && (in->bytes[in->opcode_off] & 0xf0) == 0x40) {
+		/* INC and DEC of a register: their one-byte form is REX in 64-bit mode. */
+		uint8_t op = in->bytes[in->opcode_off];
+
+		out[n++] = 0xff;
+		out[n++] = 0xc0 | (op & 0xf);
+		return n;
+	}
+	memcpy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
+	n += opcode_end - in->opcode_off;
+	if (in->has_mem)
+		n += put_operand(in, base, out + n);
+	else if (in->modrm_off)
+		out[n++] = in->bytes[in->modrm_off];
+	return n + put_tail(in, out + n);
+}
+
+static unsigned encode_vex(const struct insn *in, unsigned base, uint8_t *out)
+{
+	const uint8_t *b = in->bytes + in->opcode_off;
+	uint8_t p1, p2;
+	unsigned n = 0;
+
+	if (b[0] == 0xc5) {
+		p1 = (b[1] & 0x80) | 0x60 | 1;
+		p2 = b[1] & 0x7f;
+	} else {
+		p1 = b[1];
+		p2 = b[2];
+	}
+	if (in->has_mem)
+		p1 = (uint8_t)((p1 & ~0x60u) | 0x40 | (base & 8 ? 0 : 0x20));
+	if (in->mode != MODE_64) {
+		p1 |= 0xc0;
+		p2 |= 0x40; /* vvvv bit 3 is ignored there */
+	}
+	if ((p1 & 0x7f) == 0x61 && !(p2 & 0x80)) {
+		out[n++] = 0xc5;
+		out[n++] = (p1 & 0x80) | (p2 & 0x7f);
+	} else {
+		out[n++] = 0xc4;
+		out[n++] = p1;
+		out[n++] = p2;
+	}
+	out[n++] = in->bytes[in->modrm_off - 1];
+	if (in->has_mem)
+		n += put_operand(in, base, out + n);
+	else
+		out[n++] = in->bytes[in->modrm_off];
+	return n + put_tail(in, out + n);
+}
+
+static unsigned encode_evex(const struct insn *in, unsigned base, uint8_t *out)
+{
+	const uint8_t *b = in->bytes + in->opcode_off;
+	unsigned n = 0;
+
+	out[n++] = 0x62;
+	out[n++] = in->has_mem ? (uint8_t)((b[1] & ~0x60u) | 0x40 | (base & 8 ? 0 : 0x20)) : b[1];
+	out[n++] = b[2];
+	out[n++] = b[3];
+	out[n++] = in->bytes[in->modrm_off - 1];
+	if (in->has_mem)
+		n += put_operand(in, base, out + n);
+	else
+		out[n++] = in->bytes[in->modrm_off];
+	return n + put_tail(in, out + n);
+}
+
+unsigned insn_encode(const struct insn *in, unsigned base, uint8_t *out)
+{
+	if (in->encoding == 1 && !in->modrm_off) { /* VZEROUPPER, VZEROALL */
+		memcpy(out, in->bytes, in->len);
+		return in->len;
+	}
+	switch (in->encoding) {
+	case 1: return encode_vex(in, base, out);
+	case 2: return encode_evex(in, base, out);
+	default: return encode_legacy(in, base, out);
+	}
+}

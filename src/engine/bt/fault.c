@@ -1,0 +1,159 @@
+/* Host signals in translated code.
+ *
+ * What the host CPU refuses while it runs guest instructions (divide error, misaligned SSE operand,
+ * unmasked SIMD exception, instruction it lacks) comes as a signal.  In a block, the state is put back
+ * to the start of the guest instruction, which is then interpreted; in an interpreter's stub, the trap
+ * becomes the guest's exception.  Anything else is takt's own bug and dies as it would have.
+ */
+#include <asm/prctl.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "engine/bt/interp.h"
+
+#define SIGNAL_STACK (64 * 1024)
+
+extern const char bt_xstate_begin[], bt_xstate_end[], bt_xstate_failed[];
+
+static __thread struct bt_vcpu *bt_current;
+static __thread void *signal_stack;
+
+static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+static struct sigaction previous[ARRAY_SIZE(signals)];
+void (*bt_fatal_hook)(void);
+
+/* Where the signal frame keeps each register. */
+static const int greg[GPR_COUNT] = {
+    REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+    REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+};
+
+/* Copies the guest's registers out of the signal frame, as an exit thunk would. */
+static void save_registers(struct bt_vcpu *bv, const ucontext_t *uc, unsigned pair, unsigned flags)
+{
+	uint64_t f = (uint64_t)uc->uc_mcontext.gregs[REG_EFL];
+
+	for (unsigned r = 0; r < GPR_COUNT; r++)
+		if (pair == PAIR_NONE || (r != pair >> 4 && r != (pair & 15u)))
+			bv->v.regs[r] = (uint64_t)uc->uc_mcontext.gregs[greg[r]];
+	if (flags == FLAGS_HOST)
+		bv->arith = (uint16_t)(((f & 0xd5) | 2) << 8 | (f >> 11 & 1));
+}
+
+static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
+{
+	struct bt_machine *m = bv->m;
+	const struct insn_map *at;
+	struct bt_block *b;
+
+	if (pc < m->code || pc >= m->hot)
+		return false;
+	b = bt_block_by_host(m, pc);
+	if (!b)
+		return false;
+	at = b->map;
+	for (unsigned i = 1; i < b->map_count && b->host + b->map[i].host_off <= pc; i++)
+		at = &b->map[i];
+	save_registers(bv, uc, at->pair, at->flags);
+	bv->trap_rip = b->rip + at->guest_off;
+	return true;
+}
+
+static bool guest_fault(ucontext_t *uc)
+{
+	const uint8_t *pc = (const uint8_t *)uc->uc_mcontext.gregs[REG_RIP];
+	struct bt_vcpu *bv = bt_current;
+
+	if (!bv)
+		return false;
+	if (pc >= (const uint8_t *)bt_xstate_begin && pc < (const uint8_t *)bt_xstate_end) {
+		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)bt_xstate_failed;
+		return true;
+	}
+	if (pc >= bv->stubs && pc < bv->stubs + ICACHE_ENTRIES * STUB_SIZE)
+		save_registers(bv, uc, PAIR_NONE, FLAGS_HOST);
+	else if (!in_block(bv, uc, pc))
+		return false;
+	bv->site = SITE_FAULT;
+	bv->trap = (uint32_t)uc->uc_mcontext.gregs[REG_TRAPNO];
+	bv->trap_error = (uint32_t)uc->uc_mcontext.gregs[REG_ERR];
+	bv->m->stats.signals++;
+	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)bt_exit_common;
+	return true;
+}
+
+static void on_signal(int sig, siginfo_t *info, void *context)
+{
+	if (guest_fault(context))
+		return;
+	if (bt_fatal_hook)
+		bt_fatal_hook();
+	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
+		if (signals[i] != sig)
+			continue;
+		if ((previous[i].sa_flags & SA_SIGINFO) && previous[i].sa_sigaction) {
+			previous[i].sa_sigaction(sig, info, context);
+			return;
+		}
+	}
+	signal(sig, SIG_DFL); /* the instruction faults again and ends the process */
+}
+
+static void install(void)
+{
+	struct sigaction sa;
+
+	memset(&sa, 0, sizeof(sa));
+	sa.sa_sigaction = on_signal;
+	sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaction(signals[i], &sa, &previous[i]);
+}
+
+int bt_signals_init(struct error *err)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	(void)err;
+	pthread_once(&once, install);
+	return 0;
+}
+
+int bt_thread_init(struct error *err)
+{
+	stack_t stack = {.ss_size = SIGNAL_STACK};
+
+	if (signal_stack)
+		return 0;
+	signal_stack = malloc(SIGNAL_STACK);
+	stack.ss_sp = signal_stack;
+	if (!signal_stack || sigaltstack(&stack, NULL))
+		return error_set(err, ENOMEM, "cannot set up a signal stack");
+	return 0;
+}
+
+void bt_thread_exit(void)
+{
+	stack_t stack = {.ss_flags = SS_DISABLE};
+
+	sigaltstack(&stack, NULL);
+	free(signal_stack);
+	signal_stack = NULL;
+}
+
+void bt_set_gs(struct bt_vcpu *bv)
+{
+	/* AT_HWCAP2 bit 1: the kernel lets user space write the GS base (Linux 5.9). */
+	if (getauxval(AT_HWCAP2) & 2)
+		__asm__ volatile("wrgsbase %0" : : "r"(bv));
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS, bv);
+	bt_current = bv;
+}

@@ -1,0 +1,347 @@
+/* The run loop of engine bt: events, look-up, enter, and what to do when translated code leaves.
+ *
+ *   attention? -> deliver interrupt -> find or make the block -> bt_enter
+ *        ^                                                         |
+ *        '---- TLB miss, interpret, link, poll, look-up, fault <---'
+ *
+ * Everything here runs with the guest's vector state possibly live in the host's registers; bt_world
+ * puts it away before anything else may run (platform, libc, translator).
+ */
+#include <stddef.h>
+
+#include "engine/bt/interp.h"
+#include "engine/bt/offsets.h"
+
+_Static_assert(offsetof(struct bt_vcpu, host_rsp) == BT_HOST_RSP, "offsets.h");
+_Static_assert(offsetof(struct bt_vcpu, enter_pc) == BT_ENTER_PC, "offsets.h");
+_Static_assert(offsetof(struct bt_vcpu, arith) == BT_ARITH, "offsets.h");
+_Static_assert(offsetof(struct bt_vcpu, v.regs) == 0, "runtime.S");
+
+void bt_world(struct bt_vcpu *bv)
+{
+	if (!bv->vec_live)
+		return;
+	bt_xsave(bv->v.xsave, bv->xmask);
+	bt_vec_reset((unsigned)bv->xmask);
+	bv->vec_live = false;
+}
+
+void bt_vec_load(struct bt_vcpu *bv)
+{
+	if (bv->vec_live)
+		return;
+	bt_xrstor(bv->v.xsave, bv->xmask);
+	bv->vec_live = true;
+}
+
+/* Translated code keeps arithmetic flags, IF and AC apart from v.rflags. */
+void bt_flags_to_arith(struct bt_vcpu *bv)
+{
+	uint64_t f = bv->v.rflags;
+
+	bv->arith = (uint16_t)(((f & 0xd5) | 2) << 8 | (f >> 11 & 1));
+	bv->if_flag = f >> 9 & 1;
+	bv->ac_flag = f >> 18 & 1;
+}
+
+void bt_flags_from_arith(struct bt_vcpu *bv)
+{
+	bv->v.rflags = (bv->v.rflags & ~(uint64_t)(RFLAGS_ARITH | RFLAGS_IF | RFLAGS_AC)) |
+	               (bv->arith >> 8 & 0xd5) | (uint64_t)(bv->arith & 1) << 11 |
+	               (uint64_t)bv->if_flag << 9 | (uint64_t)bv->ac_flag << 18;
+}
+
+static unsigned vector_classes(const struct vcpu *v)
+{
+	unsigned ok = 0;
+
+	for (enum insn_vec c = VECTOR_NONE; c <= VECTOR_AVX512; c++)
+		ok |= (unsigned)bt_vector_allowed(v, c) << c;
+	return ok;
+}
+
+/* --- events --- */
+
+/* 0: go on; X86_SHUTDOWN. */
+static int deliver_pending(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	int vector;
+
+	if (v->nmi_pending && !v->nmi_blocked) {
+		v->nmi_pending = 0;
+		v->nmi_blocked = 1;
+		v->run_state = VCPU_RUNNING;
+		return x86_deliver_event(v, VEC_NMI, EVENT_EXTERNAL, v->rip);
+	}
+	if (!bv->irq_wait || !(v->rflags & RFLAGS_IF))
+		return 0;
+	bt_world(bv);
+	vector = v->ops->irq_pending(v->platform, v);
+	if (vector >= 0)
+		vector = v->ops->irq_ack(v->platform, v);
+	if (vector < 0) {
+		bv->irq_wait = 0;
+		return 0;
+	}
+	v->run_state = VCPU_RUNNING;
+	bv->m->stats.interrupts++;
+	return x86_deliver_event(v, (unsigned)vector, EVENT_EXTERNAL, v->rip);
+}
+
+/* Interprets one instruction; true: look at events and state before going on. */
+static bool interpret(struct bt_vcpu *bv, int *rc)
+{
+	struct vcpu *v = &bv->v;
+
+	*rc = bt_interp(bv);
+	if (*rc == INTERP_HALT)
+		v->run_state = VCPU_HALTED;
+	/* What it wrote to the platform may have made an interrupt deliverable. */
+	if (!bv->vec_live)
+		bv->irq_wait = 1;
+	return *rc != 0 || v->irq_shadow || (v->rflags & RFLAGS_TF) || bv->redispatch ||
+	       (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
+	       atomic_load_explicit(&v->attention, memory_order_relaxed);
+}
+
+/* --- look-up --- */
+
+/* The block at `rip` in an entry state.  NULL: interpret (v.fault is not set), or *fault. */
+static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags,
+                                   struct bt_binding **binding, bool *global, bool *fault)
+{
+	struct vcpu *v = &bv->v;
+	struct bt_machine *m = bv->m;
+	bool user = x86_cpl(v) == 3;
+	struct page_walk walk;
+	struct bt_block *b;
+
+	*fault = false;
+	if (x86_walk(v, v->rip, ACC_EXEC | x86_access_user(v), &walk)) {
+		*fault = true;
+		return NULL;
+	}
+	if (!ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE))
+		return NULL;
+	b = bt_block_find(m, v->rip, walk.gpa, user, pair, flags);
+	if (!b && pair != PAIR_CANONICAL) {
+		unsigned count;
+
+		/* Few versions of a block: the rest converts to the canonical entry. */
+		bt_block_any(m, v->rip, walk.gpa, user, &count);
+		if (count >= 4) {
+			pair = PAIR_CANONICAL;
+			flags = FLAGS_MEM;
+			b = bt_block_find(m, v->rip, walk.gpa, user, pair, flags);
+		}
+	}
+	if (!b)
+		b = bt_translate(bv, v->rip, walk.gpa, pair, flags);
+	if (!b)
+		return NULL;
+	*binding = bt_binding_get(m, v->rip >> GUEST_PAGE_SHIFT, walk.gpa, user);
+	*global = walk.global && !user;
+	bt_space_note_code(bv, *binding);
+	return b;
+}
+
+/* Code for v.rip in the canonical state, or NULL: interpret or *fault. */
+static const void *look_up(struct bt_vcpu *bv, bool *fault)
+{
+	struct jump_entry *j = &bv->space->jump[bv->v.rip & (JUMP_ENTRIES - 1)];
+	struct bt_binding *binding;
+	struct bt_block *b;
+	bool global;
+
+	*fault = false;
+	if (j->rip == bv->v.rip && j->rip != JUMP_INVALID)
+		return (const void *)j->host;
+	bv->m->stats.lookups++;
+	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, &global, fault);
+	if (!b)
+		return NULL;
+	j->rip = bv->v.rip;
+	j->host = (uint64_t)b->host;
+	bv->space->dirty = true;
+	return b->host;
+}
+
+/* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
+static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
+{
+	struct bt_machine *m = bv->m;
+	struct bt_site *site = &m->sites[n];
+	struct bt_block *from = site->block, *to;
+	uint64_t generation = m->generation;
+	struct bt_binding *binding;
+	bool same_page, global;
+
+	bv->v.rip = site->target;
+	to = find_block(bv, site->pair, site->flags, &binding, &global, fault);
+	if (!to)
+		return NULL;
+	if (generation != m->generation || !from->valid || site->linked)
+		return to->host;
+	same_page = !((site->target ^ (from->rip + site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
+	bt_link(m, n, to, binding, same_page, global);
+	return to->host;
+}
+
+/* --- translated code --- */
+
+/* Where to go on behind the instruction of `site` after it was interpreted; NULL: look up. */
+static const void *resume_behind(struct bt_vcpu *bv, const struct bt_block *b, uint32_t after_off,
+                                 uint64_t generation, uint64_t next)
+{
+	if (!after_off || generation != bv->m->generation || !b->valid || bv->v.rip != next)
+		return NULL;
+	bt_space_select(bv);
+	return bv->m->code + after_off;
+}
+
+/* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
+static int run_translated(struct bt_vcpu *bv, const void *pc)
+{
+	struct bt_machine *m = bv->m;
+	struct vcpu *v = &bv->v;
+
+	while (pc) {
+		struct bt_block *b;
+		struct bt_site site;
+		uint64_t generation;
+		bool fault;
+		int rc;
+
+		bt_vec_load(bv);
+		bt_flags_to_arith(bv);
+		bt_enter(bv, pc);
+		bt_flags_from_arith(bv);
+		m->stats.exits++;
+		if (bv->site == SITE_LOOKUP)
+			return 0;
+		if (bv->site == SITE_FAULT) {
+			v->rip = bv->trap_rip;
+			interpret(bv, &rc);
+			return rc;
+		}
+		site = m->sites[bv->site];
+		b = site.block;
+		generation = m->generation;
+		switch (site.kind) {
+		case SITE_POLL: v->rip = site.target; return 0;
+		case SITE_LINK:
+			pc = follow_link(bv, bv->site, &fault);
+			if (fault)
+				return x86_deliver_fault(v);
+			continue;
+		case SITE_READ:
+		case SITE_WRITE:
+			v->rip = b->rip + site.guest_off;
+			m->stats.tlb_misses++;
+			if ((bv->arg & GUEST_PAGE_MASK) + site.size <= GUEST_PAGE_SIZE) {
+				rc = bt_space_fill(bv, bv->arg, site.kind == SITE_WRITE);
+				if (rc == X86_FAULT) {
+					m->stats.faults++;
+					return x86_deliver_fault(v);
+				}
+				if (rc == 0) {
+					pc = m->code + site.host_off;
+					continue;
+				}
+			}
+			break;
+		default: v->rip = b->rip + site.guest_off;
+		}
+		{
+			uint64_t at = v->rip;
+			unsigned index = (unsigned)((at ^ at >> 10) & (ICACHE_ENTRIES - 1));
+
+			if (interpret(bv, &rc))
+				return rc;
+			pc = resume_behind(bv, b, site.after_off, generation,
+			                   at + bv->icache[index].in.len);
+		}
+	}
+	return 0;
+}
+
+/* One pass of the outer loop's execution part. */
+static int run_once(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	const void *pc;
+	bool fault;
+	int rc;
+
+	if (bv->redispatch) {
+		unsigned ok = vector_classes(v);
+
+		bv->redispatch = false;
+		if (ok != bv->m->vec_ok) {
+			bt_world(bv);
+			bv->m->vec_ok = (uint8_t)ok;
+			bt_cache_flush(bv->m);
+		}
+	}
+	if (v->irq_shadow || (v->rflags & RFLAGS_TF) || (v->dr7 & 0xff) || !x86_code64(v)) {
+		interpret(bv, &rc);
+		return rc;
+	}
+	bt_space_select(bv);
+	pc = look_up(bv, &fault);
+	if (fault)
+		return x86_deliver_fault(v);
+	if (!pc) {
+		interpret(bv, &rc);
+		return rc;
+	}
+	return run_translated(bv, pc);
+}
+
+/* Reads and clears the attention bits; true: leave with *reason. */
+static bool attend(struct bt_vcpu *bv, enum exit_reason *reason)
+{
+	struct vcpu *v = &bv->v;
+	uint32_t bits = atomic_exchange_explicit(&v->attention, 0, memory_order_acquire);
+
+	if (bits & ATTENTION_IRQ)
+		bv->irq_wait = 1;
+	if (!(bits & (ATTENTION_SLICE | ATTENTION_KICK)))
+		return false;
+	/* A kick may come with the end of the slice: the caller looks at everything on either. */
+	*reason = bits & ATTENTION_SLICE ? EXIT_SLICE : EXIT_KICKED;
+	return true;
+}
+
+enum exit_reason bt_run_loop(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	enum exit_reason reason;
+	int rc = 0;
+
+	bv->redispatch = true;
+	bv->irq_wait = 1;
+	for (;;) {
+		if (unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed)) &&
+		    attend(bv, &reason))
+			break;
+		if (!v->irq_shadow)
+			rc = deliver_pending(bv);
+		if (rc == 0 && v->run_state != VCPU_RUNNING) {
+			if (atomic_load_explicit(&v->attention, memory_order_acquire))
+				continue;
+			reason = EXIT_HALTED;
+			break;
+		}
+		if (rc == 0)
+			rc = run_once(bv);
+		if (rc == X86_SHUTDOWN) {
+			reason = EXIT_SHUTDOWN;
+			break;
+		}
+		rc = 0;
+	}
+	bt_world(bv);
+	return reason;
+}

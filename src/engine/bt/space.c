@@ -1,0 +1,272 @@
+/* Address spaces: software TLBs and jump caches, kept per CR3 and privilege so that switching flushes
+ * nothing.
+ *
+ * Invariants: an entry of a space was true when it was made and nothing the guest did since (INVLPG,
+ * CR3 or CR4 write, ...) asked to forget it; a jump cache entry for a page exists only while the
+ * page's binding stands in page_id; no write tag shows a page that holds translated code.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "engine/bt/bt.h"
+
+#define ROOT_NONE (~0ull)
+#define ROOT_UNPAGED (~1ull)
+
+static void space_reset(struct bt_machine *m, struct bt_space *s)
+{
+	if (!s->dirty)
+		return;
+	for (unsigned i = 0; i < TLB_ENTRIES; i++) {
+		s->tlb[i].read_tag = TLB_INVALID;
+		s->tlb[i].write_tag = TLB_INVALID;
+	}
+	for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
+		s->jump[i].rip = JUMP_INVALID;
+		s->jump[i].host = (uint64_t)m->lookup_exit;
+	}
+	x86_zero(s->page_id, sizeof(s->page_id));
+	s->dirty = false;
+}
+
+/* All spaces of a vcpu are one mapping; a space costs memory once it is used. */
+#define SPACE_STRIDE ALIGN_UP(sizeof(struct bt_space), (size_t)GUEST_PAGE_SIZE)
+#define SPACES_BYTES (SPACE_STRIDE * SPACE_SETS * SPACE_KINDS)
+
+static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enum space_kind kind)
+{
+	size_t index = (size_t)(set - bv->sets) * SPACE_KINDS + kind;
+	struct bt_space *s = set->space[kind];
+
+	if (!s) {
+		s = (struct bt_space *)(bv->spaces + index * SPACE_STRIDE);
+		s->dirty = true;
+		space_reset(bv->m, s);
+		set->space[kind] = s;
+	}
+	return s;
+}
+
+static struct space_set *set_find(struct bt_vcpu *bv, uint64_t root)
+{
+	struct space_set *oldest = &bv->sets[0];
+
+	for (unsigned i = 0; i < SPACE_SETS; i++) {
+		if (bv->sets[i].root == root)
+			return &bv->sets[i];
+		if (bv->sets[i].used < oldest->used)
+			oldest = &bv->sets[i];
+	}
+	for (unsigned k = 0; k < SPACE_KINDS; k++)
+		if (oldest->space[k])
+			space_reset(bv->m, oldest->space[k]);
+	oldest->root = root;
+	return oldest;
+}
+
+void bt_space_select(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	uint64_t root = v->cr0 & CR0_PG ? v->cr3 : ROOT_UNPAGED;
+	enum space_kind kind = x86_cpl(v) == 3 ? SPACE_USER
+	                       : (v->rflags & RFLAGS_AC) && (v->cr4 & CR4_SMAP) ? SPACE_KERNEL_AC
+	                                                                        : SPACE_KERNEL;
+
+	if (!bv->set || bv->set->root != root) {
+		bv->set = set_find(bv, root);
+		bv->set->used = ++bv->stamp;
+		bv->space_kernel = NULL;
+	}
+	if (kind == SPACE_USER) {
+		bv->space = space_get(bv, bv->set, SPACE_USER);
+		return;
+	}
+	if (unlikely(!bv->space_kernel)) {
+		bv->space_kernel = space_get(bv, bv->set, SPACE_KERNEL);
+		bv->space_kernel_ac = space_get(bv, bv->set, SPACE_KERNEL_AC);
+	}
+	bv->space = kind == SPACE_KERNEL ? bv->space_kernel : bv->space_kernel_ac;
+}
+
+#define FOR_EACH_SPACE(bv, s)                                                                       \
+	for (unsigned s##_i = 0; s##_i < SPACE_SETS; s##_i++)                                       \
+		for (unsigned s##_k = 0; s##_k < SPACE_KINDS; s##_k++)                              \
+			if (((s) = (bv)->sets[s##_i].space[s##_k]) != NULL)
+
+void bt_space_flush_all(struct bt_vcpu *bv)
+{
+	struct bt_space *s;
+
+	FOR_EACH_SPACE(bv, s)
+		space_reset(bv->m, s);
+	bv->redispatch = true;
+	bv->m->stats.flushes++;
+}
+
+static void set_reset(struct bt_vcpu *bv, struct space_set *set)
+{
+	for (unsigned k = 0; k < SPACE_KINDS; k++)
+		if (set->space[k])
+			space_reset(bv->m, set->space[k]);
+}
+
+void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root)
+{
+	for (unsigned i = 0; i < SPACE_SETS; i++)
+		if (bv->sets[i].root == root)
+			set_reset(bv, &bv->sets[i]);
+	bv->redispatch = true;
+	bv->m->stats.flushes++;
+}
+
+void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
+{
+	for (unsigned i = 0; i < SPACE_SETS; i++)
+		if ((bv->sets[i].root & CR3_PCID_MASK) == pcid)
+			set_reset(bv, &bv->sets[i]);
+	bv->redispatch = true;
+	bv->m->stats.flushes++;
+}
+
+static void drop_page_jumps(struct bt_machine *m, struct bt_space *s, uint64_t vpage)
+{
+	for (unsigned i = 0; i < JUMP_ENTRIES; i++)
+		if (s->jump[i].rip >> GUEST_PAGE_SHIFT == vpage) {
+			s->jump[i].rip = JUMP_INVALID;
+			s->jump[i].host = (uint64_t)m->lookup_exit;
+		}
+}
+
+/* The code page at this index of page_id goes out of `s`. */
+static void drop_page_id(struct bt_machine *m, struct bt_space *s, unsigned index)
+{
+	uint32_t id = s->page_id[index];
+
+	s->page_id[index] = 0;
+	if (id)
+		drop_page_jumps(m, s, m->binding_pool[id].vpage);
+}
+
+void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
+{
+	uint64_t vpage = va >> GUEST_PAGE_SHIFT, tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
+	struct bt_machine *m = bv->m;
+	struct bt_space *s;
+
+	FOR_EACH_SPACE(bv, s) {
+		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
+		uint32_t id = s->page_id[vpage & (PAGE_IDS - 1)];
+
+		if (t->read_tag == tag || t->write_tag == tag)
+			t->read_tag = t->write_tag = TLB_INVALID;
+		if (id && m->binding_pool[id].vpage == vpage) {
+			drop_page_id(m, s, vpage & (PAGE_IDS - 1));
+			bv->redispatch = true;
+		}
+	}
+	bt_global_changed(bv, va, false);
+}
+
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
+{
+	struct bt_space *s = bv->space;
+	unsigned index = binding->vpage & (PAGE_IDS - 1);
+
+	if (s->page_id[index] != binding->id) {
+		drop_page_id(bv->m, s, index);
+		s->page_id[index] = binding->id;
+		s->dirty = true;
+	}
+}
+
+void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
+{
+	uint8_t *flags = &m->ram->page_flags[ram_page_index(m->ram, page)];
+	uint64_t host = (uint64_t)ram_host(m->ram, page, GUEST_PAGE_SIZE);
+	struct bt_space *s;
+
+	if (!(*flags & RAM_PAGE_WRITE_CACHED))
+		return;
+	*flags &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
+	for (unsigned n = 0; n < m->nvcpus; n++)
+		FOR_EACH_SPACE(m->vcpus[n], s)
+			for (unsigned i = 0; s->dirty && i < TLB_ENTRIES; i++)
+				if (s->tlb[i].host == host)
+					s->tlb[i].write_tag = TLB_INVALID;
+}
+
+void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
+{
+	struct bt_space *s;
+
+	for (unsigned n = 0; n < m->nvcpus; n++)
+		FOR_EACH_SPACE(m->vcpus[n], s) {
+			struct jump_entry *j = &s->jump[rip & (JUMP_ENTRIES - 1)];
+
+			if (j->rip == rip) {
+				j->rip = JUMP_INVALID;
+				j->host = (uint64_t)m->lookup_exit;
+			}
+		}
+}
+
+void bt_space_forget_code(struct bt_machine *m)
+{
+	struct bt_space *s;
+
+	for (unsigned n = 0; n < m->nvcpus; n++)
+		FOR_EACH_SPACE(m->vcpus[n], s) {
+			for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
+				s->jump[i].rip = JUMP_INVALID;
+				s->jump[i].host = (uint64_t)m->lookup_exit;
+			}
+			x86_zero(s->page_id, sizeof(s->page_id));
+		}
+}
+
+/* Fills the entry for `va`.  0: inline accesses of this kind work now; 1: they must go the long way
+ * (MMIO, code page); X86_FAULT. */
+int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
+{
+	struct vcpu *v = &bv->v;
+	struct bt_space *s = bv->space;
+	struct tlb_entry *t = &s->tlb[va >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1)];
+	uint64_t tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
+	struct page_walk walk;
+	uint8_t *flags;
+	void *host;
+
+	if (x86_walk(v, va, (write ? ACC_WRITE : ACC_READ) | x86_access_user(v), &walk))
+		return X86_FAULT;
+	host = ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE);
+	if (!host)
+		return 1;
+	flags = &v->ram->page_flags[ram_page_index(v->ram, walk.gpa)];
+	t->host = (uint64_t)host;
+	t->read_tag = walk.prot & PROT_R ? tag : TLB_INVALID;
+	t->write_tag = TLB_INVALID;
+	s->dirty = true;
+	if (!(walk.prot & PROT_W))
+		return 0;
+	if (*flags & RAM_PAGE_CODE)
+		return write;
+	t->write_tag = tag;
+	*flags |= RAM_PAGE_WRITE_CACHED;
+	return 0;
+}
+
+int bt_space_init(struct bt_vcpu *bv, struct error *err)
+{
+	for (unsigned i = 0; i < SPACE_SETS; i++)
+		bv->sets[i].root = ROOT_NONE;
+	bv->spaces = mmap(NULL, SPACES_BYTES, PROT_READ | PROT_WRITE,
+	                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (bv->spaces == MAP_FAILED)
+		return error_set(err, ENOMEM, "out of memory for translation buffers");
+	return 0;
+}
+
+void bt_space_free(struct bt_vcpu *bv)
+{
+	munmap(bv->spaces, SPACES_BYTES);
+}
