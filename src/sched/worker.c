@@ -169,32 +169,49 @@ static void run_vcpu(struct worker *w, struct task *t, ns_t slice_end)
 	atomic_store_explicit(&w->timer.target, NULL, memory_order_relaxed);
 }
 
+enum outcome { SLICE_OVER, SLEEPS, LEAVES };
+
 /* One slice: until it is over, the vcpu sleeps, or the machine has to leave. */
-static ns_t run_slice(struct worker *w, struct task *t, ns_t now, ns_t slice_end)
+static enum outcome run_slice(struct worker *w, struct task *t, ns_t slice_end)
 {
 	for (;;) {
-		if (must_leave(t)) {
-			set_off(w, t);
-			break;
-		}
+		ns_t now;
+
+		if (must_leave(t))
+			return LEAVES;
 		machine_advance(t->machine, t->vcpu);
 		if (!machine_vcpu_runnable(t->machine, t->vcpu)) {
 			if (fall_asleep(w, t))
-				break;
+				return SLEEPS;
 			continue;
-		}
-		if (now >= slice_end) {
-			atomic_store(&t->state, TASK_READY);
-			runqueue_enqueue(&w->queue, &t->server, now);
-			break;
 		}
 		run_vcpu(w, t, slice_end);
 		now = clock_host_ns();
 		/* An expired timer's deadline would look as if it were still armed. */
 		if (w->timer.armed <= now)
 			w->timer.armed = TIMER_NEVER;
+		if (now >= slice_end)
+			return must_leave(t) ? LEAVES : SLICE_OVER;
 	}
-	return clock_host_ns();
+}
+
+/* The charge comes first: a task that is off may be freed at once. */
+static void run_task(struct worker *w, struct task *t, ns_t now, ns_t slice_end)
+{
+	enum outcome outcome;
+	ns_t end;
+
+	atomic_store(&t->state, TASK_RUNNING);
+	machine_add_stolen(t->machine, t->vcpu, now - t->server.ready_since);
+	outcome = run_slice(w, t, slice_end);
+	end = clock_host_ns();
+	runqueue_charge(&w->queue, &t->server, end - now);
+	if (outcome == LEAVES) {
+		set_off(w, t);
+	} else if (outcome == SLICE_OVER) {
+		atomic_store(&t->state, TASK_READY);
+		runqueue_enqueue(&w->queue, &t->server, end);
+	}
 }
 
 static void wait_for_signal(struct worker *w, uint32_t seen)
@@ -212,7 +229,7 @@ static void worker_loop(struct worker *w)
 {
 	while (!atomic_load(&w->quit)) {
 		uint32_t seen = atomic_load(&w->signal);
-		ns_t now = clock_host_ns(), slice_end, end;
+		ns_t now = clock_host_ns(), slice_end;
 		struct server *s;
 
 		take_woken(w, now);
@@ -222,10 +239,7 @@ static void worker_loop(struct worker *w)
 			wait_for_signal(w, seen);
 			continue;
 		}
-		atomic_store(&task_of(s)->state, TASK_RUNNING);
-		machine_add_stolen(task_of(s)->machine, task_of(s)->vcpu, now - s->ready_since);
-		end = run_slice(w, task_of(s), now, slice_end);
-		runqueue_charge(&w->queue, s, end - now);
+		run_task(w, task_of(s), now, slice_end);
 	}
 }
 
