@@ -54,6 +54,7 @@
 
 /* The setup header, at the same offsets in the file and in boot_params. */
 #define HDR_START 0x1f1 /* setup_sects */
+#define HDR_SYSSIZE 0x1f4 /* of the part behind the setup code, in 16 bytes */
 #define HDR_VID_MODE 0x1fa
 #define HDR_BOOT_FLAG 0x1fe
 #define HDR_JUMP 0x201 /* low byte + 0x202 = end of the header */
@@ -201,6 +202,7 @@ static int parse_header(struct boot_kernel *k, struct error *err)
 	const uint8_t *h = k->header;
 	unsigned version = get16(h + HDR_VERSION);
 	uint64_t setup_size = ((h[HDR_START] ? h[HDR_START] : 4) + 1) * 512ull;
+	uint64_t end;
 
 	if (version < 0x0200 || !(h[HDR_LOADFLAGS] & LOADED_HIGH))
 		return error_set(err, ENOEXEC, "it is a zImage of the last century: takt boots bzImage");
@@ -211,10 +213,10 @@ static int parse_header(struct boot_kernel *k, struct error *err)
 		return error_set(err, EINVAL, "its setup header is damaged");
 	k->payload_offset = setup_size + get32(h + HDR_PAYLOAD_OFFSET);
 	k->payload_length = get32(h + HDR_PAYLOAD_LENGTH);
-	if (k->payload_offset + k->payload_length > k->file_size)
+	end = MAX(k->payload_offset + k->payload_length, setup_size + get32(h + HDR_SYSSIZE) * 16ull);
+	if (end > k->file_size)
 		return error_set(err, EINVAL, "it is truncated: %llu bytes of at least %llu",
-		                 (unsigned long long)k->file_size,
-		                 (unsigned long long)(k->payload_offset + k->payload_length));
+		                 (unsigned long long)k->file_size, (unsigned long long)end);
 	k->alignment = get32(h + HDR_KERNEL_ALIGNMENT);
 	if (k->alignment < GUEST_PAGE_SIZE || k->alignment > GiB || (k->alignment & (k->alignment - 1)))
 		return error_set(err, EINVAL, "its setup header is damaged (alignment 0x%llx)",
