@@ -1,6 +1,6 @@
 /* The host thread under a worker: its signals and the timer that ends slices.
  *
- * Apart from worker.c because <signal.h> and x86/vcpu.h both name registers REG_RAX.
+ * Apart from worker.c because <signal.h> and x86/vcpu.h both name registers GPR_RAX.
  */
 #ifndef TAKT_SCHED_THREAD_H
 #define TAKT_SCHED_THREAD_H

@@ -50,6 +50,7 @@ static int mnemonic_kind(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_STI:
 	case ZYDIS_MNEMONIC_CLD:
 	case ZYDIS_MNEMONIC_STD:
+	case ZYDIS_MNEMONIC_INVPCID:
 	case ZYDIS_MNEMONIC_XLAT:
 	case ZYDIS_MNEMONIC_ENTER:
 	case ZYDIS_MNEMONIC_LEAVE:
