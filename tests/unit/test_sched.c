@@ -447,6 +447,16 @@ static void console_input_is_held_back_and_none_is_lost(void **state)
 	stop(*state, s);
 }
 
+static uint64_t count_while_running(struct seen *s)
+{
+	uint64_t count;
+
+	sched_pause(s->machine);
+	count = vcpu(s)->regs[REG_RAX];
+	sched_resume(s->machine);
+	return count;
+}
+
 static void busy_machines_share_the_workers(void **state)
 {
 	static const struct script script = {.step = step_spin};
@@ -460,9 +470,9 @@ static void busy_machines_share_the_workers(void **state)
 		uint64_t before[6];
 
 		for (int i = 0; i < 6; i++)
-			before[i] = *(volatile uint64_t *)&vcpu(s[i])->regs[GPR_RAX];
+			before[i] = count_while_running(s[i]);
 		for (int i = 0; i < 6; i++)
-			while (*(volatile uint64_t *)&vcpu(s[i])->regs[GPR_RAX] == before[i])
+			while (count_while_running(s[i]) == before[i])
 				usleep(1000);
 	}
 	for (int i = 0; i < 6; i++) {
