@@ -452,7 +452,7 @@ static uint64_t count_while_running(struct seen *s)
 	uint64_t count;
 
 	sched_pause(s->machine);
-	count = vcpu(s)->regs[REG_RAX];
+	count = vcpu(s)->regs[GPR_RAX];
 	sched_resume(s->machine);
 	return count;
 }
