@@ -245,7 +245,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					m->stats.faults++;
 					return x86_deliver_fault(v);
 				}
-				if (rc == 0) {
+				if (rc == 0 && !site.no_retry) {
 					pc = m->code + site.host_off;
 					continue;
 				}

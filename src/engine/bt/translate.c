@@ -656,6 +656,7 @@ static void put_push(struct trans *t, unsigned i)
 		e_store_gs(e, GS_OFFSET(spill), a);
 	}
 	site = put_stack_check(t, i, -8, true, retry);
+	t->m->sites[site].no_retry = first != 0;
 	switch (in->op[0].type) {
 	case OP_GPR: e_store(e, a, 0, in->op[0].reg); break;
 	case OP_IMM:
@@ -734,12 +735,14 @@ static void put_call(struct trans *t, unsigned i)
 	struct emit *e = &t->e;
 	unsigned a = t0_of(t), b = t1_of(t);
 	const uint8_t *retry;
+	uint32_t site;
 
 	about_to_clobber(t, RFLAGS_ARITH);
 	retry = e->p;
 	if (!direct)
 		put_target(t, i, retry);
-	put_stack_check(t, i, -8, true, retry);
+	site = put_stack_check(t, i, -8, true, retry);
+	t->m->sites[site].no_retry = !direct;
 	e_mov_imm(e, b, next);
 	e_store(e, a, 0, b);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
