@@ -31,7 +31,7 @@ struct tlb_entry {
 	uint64_t unused;
 };
 
-#define JUMP_ENTRIES 1024
+#define JUMP_ENTRIES 4096
 #define JUMP_INVALID 1ull /* with host = the lookup exit */
 
 struct jump_entry {
@@ -40,6 +40,12 @@ struct jump_entry {
 };
 
 #define PAGE_IDS 512
+
+/* Where the entry for a target lies; put_indirect emits the same. */
+static inline unsigned jump_index(uint64_t rip)
+{
+	return (unsigned)(rip ^ rip >> 12) & (JUMP_ENTRIES - 1);
+}
 
 enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
@@ -137,7 +143,7 @@ struct bt_binding {
 	uint64_t vpage; /* address >> 12 */
 	gpa_t gpa;
 	uint32_t id;
-	uint8_t user;
+	uint8_t user, global;
 	uint32_t guarded; /* first site linked into this page on the strength of a global mapping */
 	struct bt_binding *hash_next;
 };
@@ -192,9 +198,9 @@ struct bt_vcpu {
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
 	uint16_t arith;  /* AH as LAHF gives it in the high byte, OF in the low */
-	uint8_t if_flag, ac_flag;
+	uint16_t pad0;
+	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
 	uint8_t irq_wait; /* an interrupt may be deliverable once IF is set */
-	uint8_t pad0[3];
 
 	/* C only */
 	struct bt_machine *m;

@@ -319,7 +319,8 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user)
 {
-	unsigned h = (unsigned)((vpage ^ gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u >> 12) & (BINDING_HASH - 1);
+	unsigned h = (unsigned)((vpage * 0x9e3779b97f4a7c15ull ^ gpa * 0xc2b2ae3d27d4eb4full) >> 48) &
+	             (BINDING_HASH - 1);
 	struct bt_binding *b;
 
 	gpa &= ~(gpa_t)GUEST_PAGE_MASK;

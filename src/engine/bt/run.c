@@ -40,15 +40,15 @@ void bt_flags_to_arith(struct bt_vcpu *bv)
 	uint64_t f = bv->v.rflags;
 
 	bv->arith = (uint16_t)(((f & 0xd5) | 2) << 8 | (f >> 11 & 1));
-	bv->if_flag = f >> 9 & 1;
-	bv->ac_flag = f >> 18 & 1;
+	bv->if_flag = f & RFLAGS_IF;
+	bv->ac_flag = f & RFLAGS_AC;
+	bv->v.rflags = f & ~(uint64_t)(RFLAGS_ARITH | RFLAGS_IF | RFLAGS_AC | RFLAGS_RF);
 }
 
 void bt_flags_from_arith(struct bt_vcpu *bv)
 {
-	bv->v.rflags = (bv->v.rflags & ~(uint64_t)(RFLAGS_ARITH | RFLAGS_IF | RFLAGS_AC)) |
-	               (bv->arith >> 8 & 0xd5) | (uint64_t)(bv->arith & 1) << 11 |
-	               (uint64_t)bv->if_flag << 9 | (uint64_t)bv->ac_flag << 18;
+	bv->v.rflags |= (bv->arith >> 8 & 0xd5) | (uint64_t)(bv->arith & 1) << 11 | bv->if_flag |
+	                bv->ac_flag;
 }
 
 static unsigned vector_classes(const struct vcpu *v)
@@ -107,58 +107,81 @@ static bool interpret(struct bt_vcpu *bv, int *rc)
 
 /* --- look-up --- */
 
-/* The block at `rip` in an entry state.  NULL: interpret (v.fault is not set), or *fault. */
-static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags,
-                                   struct bt_binding **binding, bool *global, bool *fault)
+/* The page that v.rip lies in, as code; NULL: interpret, or *fault. */
+static struct bt_binding *find_page(struct bt_vcpu *bv, bool *fault)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_machine *m = bv->m;
-	bool user = x86_cpl(v) == 3;
+	uint64_t vpage = v->rip >> GUEST_PAGE_SHIFT;
+	uint32_t id = bv->space->page_id[vpage & (PAGE_IDS - 1)];
+	struct bt_binding *binding;
 	struct page_walk walk;
-	struct bt_block *b;
 
-	*fault = false;
+	if (id && m->binding_pool[id].vpage == vpage)
+		return &m->binding_pool[id];
 	if (x86_walk(v, v->rip, ACC_EXEC | x86_access_user(v), &walk)) {
 		*fault = true;
 		return NULL;
 	}
 	if (!ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE))
 		return NULL;
-	b = bt_block_find(m, v->rip, walk.gpa, user, pair, flags);
+	bt_cache_reserve(m);
+	binding = bt_binding_get(m, vpage, walk.gpa, x86_cpl(v) == 3);
+	binding->global = walk.global && x86_cpl(v) != 3;
+	bt_space_note_code(bv, binding);
+	return binding;
+}
+
+/* The block at v.rip in an entry state.  NULL: interpret, or *fault. */
+static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags,
+                                   struct bt_binding **binding, bool *fault)
+{
+	struct vcpu *v = &bv->v;
+	struct bt_machine *m = bv->m;
+	uint64_t generation;
+	struct bt_block *b;
+	bool user;
+	gpa_t gpa;
+
+	*fault = false;
+	*binding = find_page(bv, fault);
+	if (!*binding)
+		return NULL;
+	user = (*binding)->user;
+	gpa = (*binding)->gpa | (v->rip & GUEST_PAGE_MASK);
+	b = bt_block_find(m, v->rip, gpa, user, pair, flags);
 	if (!b && pair != PAIR_CANONICAL) {
 		unsigned count;
 
 		/* Few versions of a block: the rest converts to the canonical entry. */
-		bt_block_any(m, v->rip, walk.gpa, user, &count);
+		bt_block_any(m, v->rip, gpa, user, &count);
 		if (count >= 4) {
 			pair = PAIR_CANONICAL;
 			flags = FLAGS_MEM;
-			b = bt_block_find(m, v->rip, walk.gpa, user, pair, flags);
+			b = bt_block_find(m, v->rip, gpa, user, pair, flags);
 		}
 	}
-	if (!b)
-		b = bt_translate(bv, v->rip, walk.gpa, pair, flags);
-	if (!b)
-		return NULL;
-	*binding = bt_binding_get(m, v->rip >> GUEST_PAGE_SHIFT, walk.gpa, user);
-	*global = walk.global && !user;
-	bt_space_note_code(bv, *binding);
+	if (b)
+		return b;
+	generation = m->generation;
+	b = bt_translate(bv, v->rip, gpa, pair, flags);
+	if (b && generation != m->generation) /* a flush took the binding along */
+		*binding = find_page(bv, fault);
 	return b;
 }
 
 /* Code for v.rip in the canonical state, or NULL: interpret or *fault. */
 static const void *look_up(struct bt_vcpu *bv, bool *fault)
 {
-	struct jump_entry *j = &bv->space->jump[bv->v.rip & (JUMP_ENTRIES - 1)];
+	struct jump_entry *j = &bv->space->jump[jump_index(bv->v.rip)];
 	struct bt_binding *binding;
 	struct bt_block *b;
-	bool global;
 
 	*fault = false;
 	if (j->rip == bv->v.rip && j->rip != JUMP_INVALID)
 		return (const void *)j->host;
 	bv->m->stats.lookups++;
-	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, &global, fault);
+	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, fault);
 	if (!b)
 		return NULL;
 	j->rip = bv->v.rip;
@@ -175,16 +198,16 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 	struct bt_block *from = site->block, *to;
 	uint64_t generation = m->generation;
 	struct bt_binding *binding;
-	bool same_page, global;
+	bool same_page;
 
 	bv->v.rip = site->target;
-	to = find_block(bv, site->pair, site->flags, &binding, &global, fault);
-	if (!to)
-		return NULL;
+	to = find_block(bv, site->pair, site->flags, &binding, fault);
+	if (!to || !binding)
+		return to ? to->host : NULL;
 	if (generation != m->generation || !from->valid || site->linked)
 		return to->host;
 	same_page = !((site->target ^ (from->rip + site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
-	bt_link(m, n, to, binding, same_page, global);
+	bt_link(m, n, to, binding, same_page, binding->global);
 	return to->host;
 }
 

@@ -201,7 +201,7 @@ void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
 
 	for (unsigned n = 0; n < m->nvcpus; n++)
 		FOR_EACH_SPACE(m->vcpus[n], s) {
-			struct jump_entry *j = &s->jump[rip & (JUMP_ENTRIES - 1)];
+			struct jump_entry *j = &s->jump[jump_index(rip)];
 
 			if (j->rip == rip) {
 				j->rip = JUMP_INVALID;

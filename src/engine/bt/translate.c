@@ -32,7 +32,7 @@
 
 enum shape {
 	S_COPY, S_NOP, S_MEM, S_LEA, S_PUSH, S_POP, S_LEAVE, S_CALL, S_RET, S_JMP, S_JCC,
-	S_CLI, S_STI, S_CLD, S_CLAC, S_STAC, S_SWAPGS, S_RDTSC,
+	S_CLI, S_STI, S_CLD, S_CLAC, S_STAC, S_SWAPGS, S_RDTSC, S_PUSHF, S_BITS,
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };
@@ -210,6 +210,7 @@ static enum shape special_shape(const struct insn *in, bool user)
 		if (!user)
 			return S_RDTSC;
 		break;
+	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
 	default:
 		if (is_conditional(in))
 			return S_JCC;
@@ -228,7 +229,11 @@ static enum shape classify(const struct bt_machine *m, const struct insn *in, bo
 			return in->opsize == 2 && in->mem_base == GPR_RIP ? S_INTERP : S_LEA;
 		if (!in->has_mem)
 			return S_COPY;
-		return in->bitmem || in->high8 ? S_INTERP : S_MEM;
+		if (in->high8)
+			return S_INTERP;
+		if (in->bitmem)
+			return in->opsize == 2 || in->addrsize == 4 ? S_INTERP : S_BITS;
+		return S_MEM;
 	case INSN_SPECIAL: return special_shape(in, user);
 	default: return S_INTERP_END;
 	}
@@ -260,7 +265,7 @@ static void note_step(struct trans *t, struct step *s)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX;
 	if (s->shape >= S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
-	if (!ignores_flags(in, s->shape) || s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
+	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
 	    s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 	s->use &= (uint16_t)~(1u << GPR_RSP);
@@ -576,7 +581,12 @@ static void put_indirect(struct trans *t)
 	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
 	e8(e, 0);
 	e_jcc(e, CC_NE, t->m->lookup_exit);
-	e_mov32(e, GPR_R11, GPR_R10);
+	e_mov(e, GPR_R11, GPR_R10);
+	e8(e, 0x49); /* shr r11, 12 */
+	e8(e, 0xc1);
+	e8(e, 0xeb);
+	e8(e, 12);
+	e_rr(e, 0x31, GPR_R11, GPR_R10, false); /* xor r11d, r10d */
 	e8(e, 0x41); /* and r11d, mask */
 	e8(e, 0x81);
 	e8(e, 0xe3);
@@ -680,6 +690,76 @@ static void put_push(struct trans *t, unsigned i)
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 	if (first)
 		t->m->sites[first].after_off = (uint32_t)(e->p - t->m->code);
+}
+
+/* The image is put together in its stack slot: only one scratch register is left. */
+static void put_pushf(struct trans *t, unsigned i)
+{
+	struct emit *e = &t->e;
+	unsigned a = t0_of(t), b = t1_of(t);
+	const uint8_t *retry;
+	uint32_t site;
+
+	about_to_clobber(t, RFLAGS_ARITH);
+	retry = e->p;
+	site = put_stack_check(t, i, -8, true, retry);
+	e_load_gs(e, b, GS_OFFSET(v.rflags));
+	e_gs(e, 0x0b, b, false, GS_OFFSET(if_flag)); /* or b, ... */
+	e_gs(e, 0x0b, b, false, GS_OFFSET(ac_flag));
+	e_store(e, a, 0, b);
+	e_gs(e, 0x0fb6, b, false, GS_OFFSET(arith) + 1); /* movzx b, byte */
+	e_mem(e, 0x09, b, a, GPR_NONE, 1, 0, true);      /* or [a], b */
+	e_gs(e, 0x0fb6, b, false, GS_OFFSET(arith));
+	if (b >= 8)
+		e8(e, 0x41);
+	e8(e, 0xc1); /* shl b, 11 */
+	e8(e, 0xe0 | (b & 7));
+	e8(e, 11);
+	e_mem(e, 0x09, b, a, GPR_NONE, 1, 0, true);
+	e_lea(e, GPR_RSP, GPR_RSP, -8);
+	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
+}
+
+/* BT, BTS, BTR, BTC with a bit offset in a register: the offset selects the word, too. */
+static void put_bits(struct trans *t, unsigned i, unsigned live_after)
+{
+	struct step *s = &t->step[i];
+	struct insn in = s->in;
+	unsigned a = t0_of(t), b = t1_of(t), reg = in.op[1].reg;
+	struct emit *e = &t->e;
+	const uint8_t *retry;
+	uint32_t site;
+
+	about_to_clobber(t, s->live);
+	retry = e->p;
+	e_mov(e, b, reg); /* spill = offset in the word */
+	e8(e, 0x40 | (b >= 8));
+	e8(e, 0x83); /* and b, bits - 1 */
+	e8(e, 0xe0 | (b & 7));
+	e8(e, in.opsize * 8 - 1);
+	e_store_gs(e, GS_OFFSET(spill), b);
+	put_address(t, s, a);
+	if (in.opsize == 8) {
+		e_mov(e, b, reg);
+	} else {
+		e8(e, 0x48 | (b >= 8 ? 4 : 0) | (reg >= 8)); /* movsxd b, reg */
+		e8(e, 0x63);
+		e8(e, 0xc0 | (b & 7) << 3 | (reg & 7));
+	}
+	e8(e, 0x48 | (b >= 8)); /* sar b, 6 or 5 */
+	e8(e, 0xc1);
+	e8(e, 0xf8 | (b & 7));
+	e8(e, in.opsize == 8 ? 6 : 5);
+	e_mem(e, 0x8d, a, a, b, in.opsize, 0, true);
+	site = put_check(t, i, in.opsize, in.mem_write, retry);
+	before_flags(t, s, live_after);
+	e_load_gs(e, b, GS_OFFSET(spill));
+	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+	in.bytes[in.modrm_off] = (uint8_t)((in.bytes[in.modrm_off] & ~0x38u) | (b & 7) << 3);
+	in.rex = (uint8_t)((in.rex & ~4u) | (b >= 8 ? 4 : 0));
+	e->p += insn_encode(&in, a, e->p);
+	after_flags(t, s);
+	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
 
 static void put_pop(struct trans *t, unsigned i)
@@ -817,7 +897,7 @@ static void put_sti(struct trans *t, unsigned i)
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
 	site = new_site(t, SITE_INTERP, i, &n);
 	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
-	e_store_gs_imm8(&t->e, GS_OFFSET(if_flag), 1);
+	e_store_gs_imm32(&t->e, GS_OFFSET(if_flag), RFLAGS_IF);
 	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
 
@@ -841,7 +921,7 @@ static void put_ac(struct trans *t, unsigned i, bool set)
 	(void)i;
 	e_load_gs(&t->e, t0_of(t), set ? GS_OFFSET(space_kernel_ac) : GS_OFFSET(space_kernel));
 	e_store_gs(&t->e, GS_OFFSET(space), t0_of(t));
-	e_store_gs_imm8(&t->e, GS_OFFSET(ac_flag), set);
+	e_store_gs_imm32(&t->e, GS_OFFSET(ac_flag), set ? RFLAGS_AC : 0);
 }
 
 static void put_swapgs(struct trans *t)
@@ -932,13 +1012,15 @@ static void put_step(struct trans *t, unsigned i)
 	case S_RET: put_ret(t, i); break;
 	case S_JMP: put_jump(t, i); break;
 	case S_JCC: put_conditional(t, i); break;
-	case S_CLI: e_store_gs_imm8(&t->e, GS_OFFSET(if_flag), 0); break;
+	case S_CLI: e_store_gs_imm32(&t->e, GS_OFFSET(if_flag), 0); break;
 	case S_STI: put_sti(t, i); break;
 	case S_CLD: put_cld(t, i); break;
 	case S_CLAC: put_ac(t, i, false); break;
 	case S_STAC: put_ac(t, i, true); break;
 	case S_SWAPGS: put_swapgs(t); break;
 	case S_RDTSC: put_rdtsc(t, i); break;
+	case S_PUSHF: put_pushf(t, i); break;
+	case S_BITS: put_bits(t, i, live_after); break;
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
