@@ -26,8 +26,9 @@
 #include "machine/machine.h"
 #include "sched/sched.h"
 
-/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic. */
-#define DEFAULT_CMDLINE "console=ttyS0 panic=-1"
+/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a: on
+ * hardware-reduced ACPI, Linux would first try EFI and the BIOS. */
+#define DEFAULT_CMDLINE "console=ttyS0 panic=-1 reboot=a"
 
 #define NO_EVENT (-1)
 

@@ -2,6 +2,7 @@
  *
  *   0x00500  GDT            0x07000  boot_params or hvm_start_info     0x20000  command line
  *   0x00800  PVH memory map 0x09000  page tables (identity map)        0xe0000  ACPI (chip/acpi.c)
+ *                                                                      0xffff0  BIOS reset entry
  *
  * The initramfs goes as high as it may below 3 GiB, the kernel anywhere else above 1 MiB: with KASLR
  * at random, without at its preferred address.
@@ -32,6 +33,7 @@
 #define TABLES_END 0x20000
 #define CMDLINE_GPA 0x20000
 #define CMDLINE_MAX 0x10000
+#define RESET_ENTRY_GPA 0xffff0
 #define LOW_RAM_END 0x9fc00 /* below the EBDA, as every PC has it */
 #define KERNEL_MIN_GPA MiB  /* everything above belongs to kernel and initramfs */
 #define ECAM_GPA 0xe0000000ull
@@ -368,6 +370,21 @@ static unsigned e820_build(const struct ram *ram, struct e820_entry *e)
 	if (ram->size > ram->low_size)
 		e[n++] = (struct e820_entry){RAM_HIGH_BASE, ram->size - ram->low_size, E820_RAM};
 	return n;
+}
+
+/* Where the BIOS would be entered: Linux on hardware-reduced ACPI without EFI reboots by jumping there
+ * in real mode (unless told reboot=a).  Code that asks the keyboard controller for a reset. */
+static void put_reset_entry(struct ram *ram)
+{
+	static const uint8_t code[] = {
+	    0xb0, 0xfe, /* mov $0xfe, %al */
+	    0xe6, 0x64, /* out %al, $0x64 */
+	    0xfa,       /* cli */
+	    0xf4,       /* hlt */
+	    0xeb, 0xfd, /* jmp to the hlt */
+	};
+
+	memcpy(ram_host(ram, RESET_ENTRY_GPA, sizeof(code)), code, sizeof(code));
 }
 
 static struct desc_table put_gdt(struct ram *ram)
@@ -751,6 +768,7 @@ int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, c
 		rc = load_initrd(image, ram, err);
 	if (rc)
 		return rc;
+	put_reset_entry(ram);
 	return use_pvh(image) ? enter_pvh(image, ram, v, rsdp, err)
 	                      : enter_linux64(image, ram, v, rsdp, kaslr, err);
 }
