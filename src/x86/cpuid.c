@@ -99,6 +99,7 @@ static const struct feature {
     {"xsavec", W_D1A, 1, EXTRA, 3, "xsave"},
     {"xgetbv1", W_D1A, 2, EXTRA, 3, "xsave"},
     {"3dnowprefetch", W_X1C, 8, EXTRA, 1, NULL},
+    {"serialize", W_7D, 14, EXTRA, 3, NULL},
 
     {"avx512ifma", W_7B, 21, WIDE, 0, "avx512f"},
     {"avx512vbmi", W_7C, 1, WIDE, 0, "avx512bw"},
