@@ -11,6 +11,9 @@
 
 #include "base/clock.h"
 
+#define LATENESS_WINDOW 32
+#define LATENESS_MAX 40000 /* more is a busy host, not a slow timer */
+
 static _Thread_local struct worker *this_worker;
 
 /* --- waking --- */
@@ -53,6 +56,28 @@ void worker_wake_vcpu(struct vcpu *v)
 
 /* --- deadlines --- */
 
+static void note_lateness(struct lateness *l, ns_t late)
+{
+	if (!l->count++)
+		l->window = LATENESS_MAX;
+	l->window = MIN(l->window, MAX(late, 0));
+	if (l->count == LATENESS_WINDOW) {
+		l->least = l->window;
+		l->count = 0;
+	}
+}
+
+static void spin_until(ns_t host)
+{
+	while (clock_host_ns() < host)
+		__builtin_ia32_pause();
+}
+
+static void arm(struct worker *w, ns_t deadline)
+{
+	slice_timer_arm(&w->timer, deadline == TIMER_NEVER ? deadline : deadline - w->exits.least);
+}
+
 /* Machine time to host time. */
 static ns_t host_time(struct machine *m, ns_t deadline)
 {
@@ -77,8 +102,8 @@ void worker_deadline_earlier(struct vcpu *v, ns_t deadline)
 	if (atomic_load_explicit(&w->timer.target, memory_order_relaxed) != &v->attention)
 		return; /* between two runs: the loop looks at the deadline anyway */
 	host = host_time(t->machine, deadline);
-	if (host < w->timer.armed)
-		slice_timer_arm(&w->timer, host);
+	if (host - w->exits.least < w->timer.armed)
+		arm(w, host);
 }
 
 /* --- the loop --- */
@@ -159,14 +184,27 @@ static bool fall_asleep(struct worker *w, struct task *t)
 	return false;
 }
 
-static void run_vcpu(struct worker *w, struct task *t, ns_t slice_end)
+/* Returns the time. */
+static ns_t run_vcpu(struct worker *w, struct task *t, ns_t slice_end)
 {
 	ns_t deadline = host_time(t->machine, machine_next_deadline(t->machine, t->vcpu));
+	ns_t began = clock_host_ns(), now;
 
 	atomic_store_explicit(&w->timer.target, &t->vcpu->attention, memory_order_relaxed);
-	slice_timer_arm(&w->timer, MIN(slice_end, deadline));
+	arm(w, MIN(slice_end, deadline));
 	machine_run(t->machine, t->vcpu);
 	atomic_store_explicit(&w->timer.target, NULL, memory_order_relaxed);
+	now = clock_host_ns();
+	if (w->timer.armed > now)
+		return now;
+	note_lateness(&w->exits, now - MAX(w->timer.armed, began));
+	w->timer.armed = TIMER_NEVER;
+	/* Out a little early for a timer of the guest: wait for it rather than come out again. */
+	deadline = host_time(t->machine, machine_next_deadline(t->machine, t->vcpu));
+	if (deadline - now > w->exits.least)
+		return now;
+	spin_until(deadline);
+	return deadline;
 }
 
 enum outcome { SLICE_OVER, SLEEPS, LEAVES };
@@ -185,12 +223,8 @@ static enum outcome run_slice(struct worker *w, struct task *t, ns_t slice_end)
 				return SLEEPS;
 			continue;
 		}
-		run_vcpu(w, t, slice_end);
-		now = clock_host_ns();
-		/* An expired timer's deadline would look as if it were still armed. */
-		if (w->timer.armed <= now)
-			w->timer.armed = TIMER_NEVER;
-		if (now >= slice_end)
+		now = run_vcpu(w, t, slice_end);
+		if (now >= slice_end - w->exits.least)
 			return must_leave(t) ? LEAVES : SLICE_OVER;
 	}
 }
@@ -216,12 +250,16 @@ static void run_task(struct worker *w, struct task *t, ns_t now, ns_t slice_end)
 
 static void wait_for_signal(struct worker *w, uint32_t seen)
 {
-	ns_t deadline = timer_queue_next(&w->sleepers);
-	struct timespec until = {deadline / NS_PER_SEC, deadline % NS_PER_SEC};
+	ns_t deadline = timer_queue_next(&w->sleepers), early = deadline - w->wakes.least;
+	struct timespec until = {early / NS_PER_SEC, early % NS_PER_SEC};
+	bool timed = deadline != TIMER_NEVER;
 
 	slice_timer_arm(&w->timer, TIMER_NEVER);
 	atomic_store(&w->idle, true);
-	futex(&w->signal, FUTEX_WAIT_BITSET, seen, deadline == TIMER_NEVER ? NULL : &until);
+	if (futex(&w->signal, FUTEX_WAIT_BITSET, seen, timed ? &until : NULL) && errno == ETIMEDOUT) {
+		note_lateness(&w->wakes, clock_host_ns() - early);
+		spin_until(deadline);
+	}
 	atomic_store(&w->idle, false);
 }
 

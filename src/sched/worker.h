@@ -39,6 +39,14 @@ struct task {
 	struct timer sleep; /* in worker->sleepers */
 };
 
+/* How late the host is at least, of late: 18 us from a timer's expiry to its signal on the virtual
+ * machine this was written on.  Timers are armed earlier by this much. */
+struct lateness {
+	ns_t least;  /* of the last full window */
+	ns_t window; /* least so far in the present one */
+	unsigned count;
+};
+
 struct worker {
 	/* --- any thread --- */
 	struct task *_Atomic woken; /* READY, not yet in the run queue */
@@ -51,6 +59,8 @@ struct worker {
 	struct runqueue queue;
 	struct timer_queue sleepers; /* host time */
 	struct slice_timer timer;    /* aims at the vcpu that runs */
+	struct lateness exits;       /* of machine_run() after the timer */
+	struct lateness wakes;       /* of the futex after its timeout */
 	/* --- the scheduler's --- */
 	pthread_t thread;
 	const struct engine *engine;
