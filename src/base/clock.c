@@ -1,10 +1,10 @@
 /* The discipline of the machine clock.
  *
- * Every 250 ms of use (sooner after the start) one (TSC, CLOCK_MONOTONIC) pair is taken.  The rate is
- * that between this pair and an anchor 16 to 32 s back, so that the reading error of some 20 ns
- * weighs nothing.  If the machine is behind the host it steps forward at once, before the guest runs;
- * if it is ahead it runs slower, by 500 ppm at most, until they meet.  A gap of more than a second
- * ahead is a host whose clock stood still (suspend) and becomes the machine's own time.
+ * Every 250 ms of use (sooner after the start) one (TSC, CLOCK_MONOTONIC) pair is taken.  The rate
+ * is that between this pair and an anchor 16 to 32 s back, so that the reading error of some 20 ns
+ * weighs nothing.  If the machine is behind the host it steps forward at once, before the guest
+ * runs; if it is ahead it runs slower, by 500 ppm at most, until they meet.  A gap of more than a
+ * second ahead is a host whose clock stood still (suspend) and becomes the machine's own time.
  */
 #include "base/clock.h"
 
@@ -276,7 +276,8 @@ void mclock_discipline(struct mclock *c)
 	if (behind >= 0)
 		ns += behind;
 	else
-		rate -= rate / 1000000 * (uint64_t)MIN(-behind * 1000000 / CHECK_NS + 1, SLEW_PPM_MAX);
+		rate -=
+		    rate / 1000000 * (uint64_t)MIN(-behind * 1000000 / CHECK_NS + 1, SLEW_PPM_MAX);
 	line_set(c, tsc, ns, rate);
 }
 
@@ -300,18 +301,16 @@ static int mclock_loaded(void *object, struct error *err)
 		return error_set(err, EINVAL, "the saved machine time is out of range");
 	if (c->tsc_khz < host - host / 1000 || c->tsc_khz > host + host / 1000)
 		return error_set(err, EINVAL,
-		                 "the machine was saved with a TSC of %u kHz but this host runs at "
-		                 "%u kHz: load it on a host of the same frequency",
-		                 c->tsc_khz, host);
+				 "the machine was saved with a TSC of %u kHz but this host runs at "
+				 "%u kHz: load it on a host of the same frequency",
+				 c->tsc_khz, host);
 	start_at(c, c->saved_tsc, (ns_t)c->saved_ns);
 	return 0;
 }
 
 static const struct state_field mclock_fields[] = {
-    STATE_U64(struct mclock, saved_tsc),
-    STATE_U64(struct mclock, saved_ns),
-    STATE_U64(struct mclock, saved_offset),
-    STATE_U64(struct mclock, wall_base),
+    STATE_U64(struct mclock, saved_tsc),    STATE_U64(struct mclock, saved_ns),
+    STATE_U64(struct mclock, saved_offset), STATE_U64(struct mclock, wall_base),
     STATE_U32(struct mclock, tsc_khz),
 };
 

@@ -1,13 +1,14 @@
 /* The host's clocks, and the machine clock made from them (DESIGN rule 5).
  *
- * A machine sees one clock in two forms that never part: the guest TSC, and machine time, nanoseconds
- * since power-on.  Machine time is a line through the guest TSC, in the very arithmetic of kvmclock:
+ * A machine sees one clock in two forms that never part: the guest TSC, and machine time,
+ * nanoseconds since power-on.  Machine time is a line through the guest TSC, in the very arithmetic
+ * of kvmclock:
  *
  *   ns = base_ns + (((tsc - base_tsc) << shift) * mult >> 32)
  *
  * so what pvclock publishes to the guest, what chips and timers use and what the scheduler compares
- * are equal to the nanosecond.  mclock_discipline() bends the line so that machine time keeps to the
- * host's CLOCK_MONOTONIC: it steps forward or runs slower, but never goes back.
+ * are equal to the nanosecond.  mclock_discipline() bends the line so that machine time keeps to
+ * the host's CLOCK_MONOTONIC: it steps forward or runs slower, but never goes back.
  */
 #ifndef TAKT_BASE_CLOCK_H
 #define TAKT_BASE_CLOCK_H
@@ -37,8 +38,8 @@ struct mclock {
 	uint64_t saved_tsc; /* guest TSC and machine time at the save */
 	uint64_t saved_ns;
 	uint64_t saved_offset; /* tsc_offset of the clock that was saved */
-	uint64_t wall_base; /* wall-clock time at machine time 0, ns since 1970 */
-	uint32_t tsc_khz;   /* nominal guest TSC frequency; the host's */
+	uint64_t wall_base;    /* wall-clock time at machine time 0, ns since 1970 */
+	uint32_t tsc_khz;      /* nominal guest TSC frequency; the host's */
 	/* --- derived --- */
 	int64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
 	/* The line.  `seq` is odd while it changes; a new even value tells pvclock to publish. */
@@ -48,13 +49,13 @@ struct mclock {
 	uint64_t base_tsc;
 	ns_t base_ns;
 	/* The host's side of the discipline. */
-	ns_t host_base;        /* CLOCK_MONOTONIC at machine time 0 */
-	uint64_t anchor_tsc;   /* start of the window the rate is measured over (guest TSC) */
-	ns_t anchor_ns;        /* host time there */
-	uint64_t mid_tsc;      /* the next anchor */
+	ns_t host_base;      /* CLOCK_MONOTONIC at machine time 0 */
+	uint64_t anchor_tsc; /* start of the window the rate is measured over (guest TSC) */
+	ns_t anchor_ns;      /* host time there */
+	uint64_t mid_tsc;    /* the next anchor */
 	ns_t mid_ns;
-	uint64_t rate;         /* ns a tick, in 2^-60 */
-	uint64_t next_check;   /* guest TSC of the next look at the host's clock */
+	uint64_t rate;       /* ns a tick, in 2^-60 */
+	uint64_t next_check; /* guest TSC of the next look at the host's clock */
 };
 
 extern const struct state_table mclock_state_table;
@@ -69,7 +70,8 @@ static inline uint64_t mclock_tsc(const struct mclock *c)
 }
 ns_t mclock_now(const struct mclock *c);
 
-/* Machine time at which the guest TSC reads `tsc`: rounded up, 0 or later, INT64_MAX if far away. */
+/* Machine time at which the guest TSC reads `tsc`: rounded up, 0 or later, INT64_MAX if far away.
+ */
 ns_t mclock_ns_at_tsc(const struct mclock *c, uint64_t tsc);
 /* Wall-clock time, ns since 1970, at machine time `now`. */
 static inline ns_t mclock_wall(const struct mclock *c, ns_t now)

@@ -1,5 +1,5 @@
-/* One-shot timers with absolute deadlines, in a pairing heap: arming and looking at the earliest are
- * O(1), firing and cancelling O(log n) amortized, and nothing is allocated.
+/* One-shot timers with absolute deadlines, in a pairing heap: arming and looking at the earliest
+ * are O(1), firing and cancelling O(log n) amortized, and nothing is allocated.
  *
  *            root (earliest)
  *             │ child
@@ -40,8 +40,8 @@ struct timer_queue {
 void timer_arm(struct timer_queue *q, struct timer *t, ns_t deadline);
 void timer_cancel(struct timer_queue *q, struct timer *t);
 
-/* Fires what is due at `now`, in order of deadline; at most as many as were armed at the start, so the
- * call ends whatever the timers do. */
+/* Fires what is due at `now`, in order of deadline; at most as many as were armed at the start, so
+ * the call ends whatever the timers do. */
 void timer_queue_expire(struct timer_queue *q, ns_t now);
 
 static inline ns_t timer_queue_next(const struct timer_queue *q)

@@ -122,7 +122,10 @@ static size_t aml_begin(struct out *o)
 static void aml_end(struct out *o, size_t start)
 {
 	size_t content = o->len - start;
-	unsigned follow = content + 1 < 0x40 ? 0 : content + 2 < 0x1000 ? 1 : content + 3 < 0x100000 ? 2 : 3;
+	unsigned follow = content + 1 < 0x40       ? 0
+			  : content + 2 < 0x1000   ? 1
+			  : content + 3 < 0x100000 ? 2
+						   : 3;
 	size_t total = content + 1 + follow;
 	uint8_t bytes[4] = {0};
 
@@ -178,8 +181,8 @@ static unsigned hex(char c)
 static uint32_t eisa_id(const char *id)
 {
 	uint32_t big = (uint32_t)(id[0] - 0x40) << 26 | (uint32_t)(id[1] - 0x40) << 21 |
-	               (uint32_t)(id[2] - 0x40) << 16 | hex(id[3]) << 12 | hex(id[4]) << 8 |
-	               hex(id[5]) << 4 | hex(id[6]);
+		       (uint32_t)(id[2] - 0x40) << 16 | hex(id[3]) << 12 | hex(id[4]) << 8 |
+		       hex(id[5]) << 4 | hex(id[6]);
 
 	return __builtin_bswap32(big);
 }
@@ -316,7 +319,7 @@ static void dsdt_s5(struct out *o)
 }
 
 static void dsdt_legacy(struct out *o, const char name[4], const char *hid, uint16_t port,
-                        uint8_t ports, uint32_t irq)
+			uint8_t ports, uint32_t irq)
 {
 	size_t start = device_begin(o, name, hid, 0);
 	struct crs crs;
@@ -406,7 +409,7 @@ static void build_fadt(struct out *o, uint64_t dsdt)
 {
 	size_t start = table_begin(o, "FACP", 6);
 	uint32_t flags = FLAG_WBINVD | FLAG_C1 | FLAG_NO_POWER_BUTTON | FLAG_NO_SLEEP_BUTTON |
-	                 FLAG_NO_FIXED_RTC | FLAG_RESET_REGISTER | FLAG_HARDWARE_REDUCED;
+			 FLAG_NO_FIXED_RTC | FLAG_RESET_REGISTER | FLAG_HARDWARE_REDUCED;
 	uint16_t boot = BOOT_LEGACY_DEVICES | BOOT_NO_VGA; /* and no 8042 */
 	uint8_t *t = o->buf + start;
 
@@ -499,7 +502,7 @@ int acpi_build(struct ram *ram, const struct acpi_config *config, struct error *
 
 	if (!o.buf)
 		return error_set(err, ENOMEM,
-		                 "no room for the ACPI tables below 1 MiB: give more --memory");
+				 "no room for the ACPI tables below 1 MiB: give more --memory");
 	memset(o.buf, 0, 64);
 	o.len = 64; /* the RSDP */
 	at[0] = ACPI_RSDP_GPA + o.len;

@@ -31,7 +31,7 @@ static void service(struct ioapic *io, unsigned pin, bool edge)
 		return;
 	}
 	apic_bus_deliver(io->bus, red >> 56, red & RED_LOGICAL, red >> 8 & 7, (uint8_t)red,
-	                 red & RED_LEVEL);
+			 red & RED_LEVEL);
 }
 
 void ioapic_set(void *ioapic, unsigned pin, bool level)
@@ -82,9 +82,10 @@ static void redirection_write(struct ioapic *io, uint32_t i, uint32_t value)
 	uint64_t old = io->redirection[pin];
 	uint64_t new = (old & ~(0xffffffffULL << shift)) | (uint64_t)value << shift;
 
-	new = (new & RED_WRITABLE) | (old & RED_REMOTE_IRR);
-	/* An edge pin has no remote IRR: Linux switches a pin to edge and back to clear a stuck one. */
-	if (!(new & RED_LEVEL))
+	new = (new &RED_WRITABLE) | (old & RED_REMOTE_IRR);
+	/* An edge pin has no remote IRR: Linux switches a pin to edge and back to clear a stuck
+	 * one. */
+	if (!(new &RED_LEVEL))
 		new &= ~RED_REMOTE_IRR;
 	io->redirection[pin] = new;
 	service(io, pin, false);

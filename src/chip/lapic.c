@@ -205,8 +205,8 @@ static uint32_t *pv_eoi_flag(const struct lapic *l)
 	return l->pv_eoi & PV_EOI_ENABLE ? ram_host(l->bus->ram, l->pv_eoi & ~3ULL, 4) : NULL;
 }
 
-/* Offers the guest to end the interrupt just taken without an exit.  Only when nothing waits behind it
- * and no I/O APIC pin has to hear of its end. */
+/* Offers the guest to end the interrupt just taken without an exit.  Only when nothing waits behind
+ * it and no I/O APIC pin has to hear of its end. */
 static void pv_eoi_offer(struct lapic *l, uint8_t vector)
 {
 	uint32_t *flag = pv_eoi_flag(l);
@@ -287,7 +287,7 @@ static bool is_broadcast(uint32_t dest, bool wide)
 }
 
 static void deliver(struct apic_bus *bus, uint32_t dest, bool wide, bool logical, unsigned mode,
-                    uint8_t vector, bool level)
+		    uint8_t vector, bool level)
 {
 	struct lapic *lowest = NULL;
 
@@ -304,7 +304,7 @@ static void deliver(struct apic_bus *bus, uint32_t dest, bool wide, bool logical
 		if (mode != APIC_LOWEST)
 			accept(l, mode, vector, level);
 		else if (hardware_enabled(l) && software_enabled(l) &&
-		         (!lowest || ppr(l) < ppr(lowest)))
+			 (!lowest || ppr(l) < ppr(lowest)))
 			lowest = l;
 	}
 	if (lowest)
@@ -312,7 +312,7 @@ static void deliver(struct apic_bus *bus, uint32_t dest, bool wide, bool logical
 }
 
 void apic_bus_deliver(struct apic_bus *bus, uint32_t dest, bool logical, unsigned mode,
-                      uint8_t vector, bool level)
+		      uint8_t vector, bool level)
 {
 	deliver(bus, dest, false, logical, mode, vector, level);
 }
@@ -322,7 +322,7 @@ void apic_bus_msi(struct apic_bus *bus, uint64_t address, uint32_t data)
 	if (address >> 20 != 0xfee)
 		return;
 	deliver(bus, address >> 12 & 0xff, false, address & 4, data >> 8 & 7, (uint8_t)data,
-	        data & ICR_TRIGGER_LEVEL);
+		data & ICR_TRIGGER_LEVEL);
 }
 
 static void icr_send(struct lapic *l)
@@ -340,7 +340,7 @@ static void icr_send(struct lapic *l)
 	switch (shorthand) {
 	case 0:
 		deliver(l->bus, x2apic(l) ? l->icr_high : l->icr_high >> 24, x2apic(l),
-		        low & ICR_LOGICAL, mode, vector, false);
+			low & ICR_LOGICAL, mode, vector, false);
 		break;
 	case 1:
 		accept(l, mode, vector, false);
@@ -630,7 +630,8 @@ static int base_write(struct lapic *l, uint64_t value)
 	/* The page cannot be moved. */
 	if ((value & ~0xfffULL) != LAPIC_GPA || value & 0x2ff)
 		return -EINVAL;
-	if (mode == BASE_X2APIC || (old_mode == (BASE_ENABLE | BASE_X2APIC) && mode == BASE_ENABLE) ||
+	if (mode == BASE_X2APIC ||
+	    (old_mode == (BASE_ENABLE | BASE_X2APIC) && mode == BASE_ENABLE) ||
 	    (!old_mode && mode == (BASE_ENABLE | BASE_X2APIC)))
 		return -EINVAL;
 	l->apic_base = LAPIC_GPA | mode | (l->apic_base & BASE_BSP);
@@ -780,7 +781,8 @@ static int lapic_loaded(void *object, struct error *err)
 	struct lapic *l = object;
 
 	if (l->id != l->vcpu->index)
-		return error_set(err, EINVAL, "saved local APIC %u has id %u", l->vcpu->index, l->id);
+		return error_set(err, EINVAL, "saved local APIC %u has id %u", l->vcpu->index,
+				 l->id);
 	if (l->timer_deadline > INT64_MAX)
 		return error_set(err, EINVAL, "saved local APIC timer is out of range");
 	for (int i = 0; i < LVT_COUNT; i++)
@@ -798,16 +800,26 @@ static int lapic_loaded(void *object, struct error *err)
 }
 
 static const struct state_field lapic_fields[] = {
-    STATE_U64(struct lapic, apic_base),      STATE_U32(struct lapic, id),
-    STATE_U32(struct lapic, tpr),            STATE_U32(struct lapic, ldr),
-    STATE_U32(struct lapic, dfr),            STATE_U32(struct lapic, svr),
-    STATE_U32(struct lapic, esr),            STATE_U32(struct lapic, esr_pending),
-    STATE_U32(struct lapic, icr_low),        STATE_U32(struct lapic, icr_high),
-    STATE_U32(struct lapic, lvt),            STATE_U32(struct lapic, isr),
-    STATE_U32(struct lapic, tmr),            STATE_U32(struct lapic, irr),
-    STATE_U32(struct lapic, timer_initial),  STATE_U32(struct lapic, timer_divide),
-    STATE_U64(struct lapic, timer_deadline), STATE_U64(struct lapic, tsc_deadline),
-    STATE_U64(struct lapic, pv_eoi),         STATE_U8(struct lapic, pv_eoi_pending),
+    STATE_U64(struct lapic, apic_base),
+    STATE_U32(struct lapic, id),
+    STATE_U32(struct lapic, tpr),
+    STATE_U32(struct lapic, ldr),
+    STATE_U32(struct lapic, dfr),
+    STATE_U32(struct lapic, svr),
+    STATE_U32(struct lapic, esr),
+    STATE_U32(struct lapic, esr_pending),
+    STATE_U32(struct lapic, icr_low),
+    STATE_U32(struct lapic, icr_high),
+    STATE_U32(struct lapic, lvt),
+    STATE_U32(struct lapic, isr),
+    STATE_U32(struct lapic, tmr),
+    STATE_U32(struct lapic, irr),
+    STATE_U32(struct lapic, timer_initial),
+    STATE_U32(struct lapic, timer_divide),
+    STATE_U64(struct lapic, timer_deadline),
+    STATE_U64(struct lapic, tsc_deadline),
+    STATE_U64(struct lapic, pv_eoi),
+    STATE_U8(struct lapic, pv_eoi_pending),
 };
 
 const struct state_table lapic_state_table = {

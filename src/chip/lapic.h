@@ -33,14 +33,14 @@
 enum lapic_lvt { LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
 
 enum apic_mode { /* delivery modes, SDM 3A 11.6.1 */
-	APIC_FIXED,
-	APIC_LOWEST,
-	APIC_SMI,
-	APIC_MODE_RESERVED,
-	APIC_NMI,
-	APIC_INIT,
-	APIC_SIPI,
-	APIC_EXTINT
+		 APIC_FIXED,
+		 APIC_LOWEST,
+		 APIC_SMI,
+		 APIC_MODE_RESERVED,
+		 APIC_NMI,
+		 APIC_INIT,
+		 APIC_SIPI,
+		 APIC_EXTINT
 };
 
 struct apic_bus;
@@ -58,7 +58,8 @@ struct lapic {
 	uint64_t timer_deadline; /* machine ns; 0 = not counting */
 	uint64_t tsc_deadline;   /* IA32_TSC_DEADLINE */
 	uint64_t pv_eoi;         /* MSR_KVM_PV_EOI */
-	uint8_t pv_eoi_pending;  /* the guest may skip the EOI of the highest ISR by clearing the flag */
+	uint8_t
+	    pv_eoi_pending; /* the guest may skip the EOI of the highest ISR by clearing the flag */
 	/* --- derived --- */
 	_Atomic int deliverable;
 	/* --- wiring --- */
@@ -115,7 +116,7 @@ void lapic_cr8_write(struct lapic *l, uint64_t value);
 
 /* Delivers to the destination as the I/O APIC, an MSI and the ICR mean it. */
 void apic_bus_deliver(struct apic_bus *bus, uint32_t dest, bool logical, unsigned mode,
-                      uint8_t vector, bool level);
+		      uint8_t vector, bool level);
 /* A message-signalled interrupt (SDM 3A 11.11); other addresses are ignored. */
 void apic_bus_msi(struct apic_bus *bus, uint64_t address, uint32_t data);
 

@@ -138,7 +138,7 @@ static uint64_t config_read(const struct pci_host *h, unsigned slot, unsigned of
 }
 
 static void config_write(struct pci_host *h, unsigned slot, unsigned offset, unsigned size,
-                         uint64_t value)
+			 uint64_t value)
 {
 	struct pci_device *d = h->slots[slot];
 
@@ -176,7 +176,7 @@ void pci_ecam_write(struct pci_host *h, uint64_t offset, unsigned size, uint64_t
 
 /* The device and register that 0xcf8 selects: bus 0, function 0. */
 static bool port_target(const struct pci_host *h, uint16_t port, unsigned size, unsigned *slot,
-                        unsigned *reg)
+			unsigned *reg)
 {
 	*slot = h->address >> 11 & 31;
 	*reg = (h->address & 0xfc) + (port & 3);
@@ -221,14 +221,13 @@ void pci_device_init(struct pci_device *d, uint16_t vendor, uint16_t device, uin
 }
 
 void pci_device_set_bar(struct pci_device *d, unsigned bar, uint64_t size, bool wide,
-                        bool prefetchable)
+			bool prefetchable)
 {
 	uint8_t *reg = d->config + CFG_BAR + bar * 4;
 	uint8_t *writable = d->writable + CFG_BAR + bar * 4;
 
 	d->bars[bar] = (struct pci_bar){size, wide, prefetchable};
-	store(reg, wide ? 8 : 4,
-	      (wide ? BAR_64BIT : 0) | (prefetchable ? BAR_PREFETCHABLE : 0));
+	store(reg, wide ? 8 : 4, (wide ? BAR_64BIT : 0) | (prefetchable ? BAR_PREFETCHABLE : 0));
 	store(writable, wide ? 8 : 4, ~(size - 1) & ~(uint64_t)BAR_FLAGS);
 }
 
@@ -257,7 +256,7 @@ int pci_add(struct pci_host *h, struct pci_device *d, struct error *err)
 		return (int)slot;
 	}
 	return error_set(err, ENOSPC, "the PCI bus is full: a machine has at most %d devices",
-	                 PCI_SLOTS - 1);
+			 PCI_SLOTS - 1);
 }
 
 void pci_host_init(struct pci_host *h, gpa_t window64)

@@ -4,8 +4,9 @@
  *   4G - 1G ......... 4G - 512M ...      |   above RAM, PCI_WINDOW64_SIZE
  *   | 32-bit window  | ECAM | APICs      |   | 64-bit window |
  *
- * Invariant: `maps` lists, sorted by address, the BARs that are enabled (command bit 1) and lie inside
- * a window; an access belongs to the last one that starts at or below it, if it reaches that far.
+ * Invariant: `maps` lists, sorted by address, the BARs that are enabled (command bit 1) and lie
+ * inside a window; an access belongs to the last one that starts at or below it, if it reaches that
+ * far.
  *
  * PCI Local Bus Specification 3.0, chapter 6; PCI Express Base 4.0, 7.2.2 (ECAM).
  */
@@ -46,7 +47,7 @@ struct pci_device {
 	/* Accesses to a mapped BAR: offset + size <= its size, size 1, 2, 4 or 8. */
 	uint64_t (*bar_read)(struct pci_device *d, unsigned bar, uint64_t offset, unsigned size);
 	void (*bar_write)(struct pci_device *d, unsigned bar, uint64_t offset, unsigned size,
-	                  uint64_t value);
+			  uint64_t value);
 	/* After the guest wrote config[offset .. offset+size-1]; may be NULL. */
 	void (*config_written)(struct pci_device *d, unsigned offset, unsigned size);
 	struct pci_host *host;
@@ -83,11 +84,11 @@ void pci_host_reset(struct pci_host *h);
 /* An empty header of type 0; `class_code` as in the class register (24 bits). */
 void pci_device_init(struct pci_device *d, uint16_t vendor, uint16_t device, uint32_t class_code);
 void pci_device_set_bar(struct pci_device *d, unsigned bar, uint64_t size, bool wide,
-                        bool prefetchable);
+			bool prefetchable);
 /* Appends a capability of `size` bytes (id and link included) and returns its offset.  -ENOSPC. */
 int pci_device_add_capability(struct pci_device *d, uint8_t id, unsigned size);
-/* Puts the device on the bus at the first free slot and returns it.  -ENOSPC.  The device must outlive
- * the host. */
+/* Puts the device on the bus at the first free slot and returns it.  -ENOSPC.  The device must
+ * outlive the host. */
 int pci_add(struct pci_host *h, struct pci_device *d, struct error *err);
 
 uint64_t pci_ecam_read(struct pci_host *h, uint64_t offset, unsigned size);

@@ -183,10 +183,8 @@ static int pvclock_loaded(void *object, struct error *err)
 }
 
 static const struct state_field pvclock_fields[] = {
-    STATE_U64(struct pvclock, wall_clock),
-    STATE_U64(struct pvclock, system_time),
-    STATE_U64(struct pvclock, steal_time),
-    STATE_U64(struct pvclock, poll_control),
+    STATE_U64(struct pvclock, wall_clock), STATE_U64(struct pvclock, system_time),
+    STATE_U64(struct pvclock, steal_time), STATE_U64(struct pvclock, poll_control),
     STATE_U64(struct pvclock, stolen),
 };
 

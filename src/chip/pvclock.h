@@ -29,7 +29,7 @@ struct pvclock {
 	uint64_t poll_control;
 	uint64_t stolen; /* ns this vcpu was ready but did not run */
 	/* --- derived --- */
-	uint32_t published; /* clock->seq of the record in guest RAM */
+	uint32_t published;       /* clock->seq of the record in guest RAM */
 	int64_t published_offset; /* vcpu->tsc_offset there */
 	uint64_t published_stolen;
 	/* --- wiring --- */

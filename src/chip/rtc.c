@@ -157,8 +157,8 @@ static void set_from_registers(struct rtc *r)
 	month = MIN(MAX(month, 1u), 12u);
 	day = MIN(MAX(day, 1u), 31u);
 	seconds = days_from_civil(year, month, day) * DAY_SECONDS +
-	          (int64_t)decode_hour(r, r->cmos[RTC_HOUR]) * 3600 +
-	          (int64_t)decode(r, r->cmos[RTC_MINUTE]) * 60 + decode(r, r->cmos[RTC_SECOND]);
+		  (int64_t)decode_hour(r, r->cmos[RTC_HOUR]) * 3600 +
+		  (int64_t)decode(r, r->cmos[RTC_MINUTE]) * 60 + decode(r, r->cmos[RTC_SECOND]);
 	r->offset = (uint64_t)(seconds - guest_wall(r, mclock_now(r->clock)) / NS_PER_SEC);
 }
 
@@ -178,7 +178,8 @@ static ns_t periodic_interval(const struct rtc *r)
 {
 	unsigned rate = r->cmos[RTC_A] & A_RATE;
 
-	if (!(r->cmos[RTC_B] & B_PERIODIC) || !rate || (r->cmos[RTC_A] & A_DIVIDER) != A_DIVIDER_32KHZ)
+	if (!(r->cmos[RTC_B] & B_PERIODIC) || !rate ||
+	    (r->cmos[RTC_A] & A_DIVIDER) != A_DIVIDER_32KHZ)
 		return 0;
 	if (rate < 3)
 		rate += 7;
@@ -197,7 +198,7 @@ static void arm_seconds(struct rtc *r, ns_t now)
 	ns_t into = guest_wall(r, now) % NS_PER_SEC;
 
 	timer_arm(r->timers, &r->seconds,
-	          b & (B_ALARM | B_UPDATE) && !(b & B_SET) ? now + NS_PER_SEC - into : TIMER_NEVER);
+		  b & (B_ALARM | B_UPDATE) && !(b & B_SET) ? now + NS_PER_SEC - into : TIMER_NEVER);
 }
 
 /* After A or B changed. */

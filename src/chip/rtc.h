@@ -1,11 +1,11 @@
 /* MC146818 real-time clock with its 128 bytes of CMOS RAM.
  *
  * The time registers are not stored: they are computed from the machine's wall clock plus `offset`,
- * which a guest that sets the clock changes.  While the SET bit holds the clock still, the registers
- * live in `cmos` and `offset` is computed from them when the bit is cleared.
+ * which a guest that sets the clock changes.  While the SET bit holds the clock still, the
+ * registers live in `cmos` and `offset` is computed from them when the bit is cleared.
  *
- * Invariant: `seconds` is armed exactly while alarm or update interrupts are enabled, `periodic` while
- * periodic ones are, so that a guest that only reads the clock causes no timer.
+ * Invariant: `seconds` is armed exactly while alarm or update interrupts are enabled, `periodic`
+ * while periodic ones are, so that a guest that only reads the clock causes no timer.
  *
  * Motorola MC146818A data sheet; the century byte is that of the FADT.
  */
@@ -26,7 +26,7 @@ struct rtc {
 	/* --- state --- */
 	uint8_t cmos[128];
 	uint8_t index;
-	uint64_t offset;           /* signed seconds: guest's time = wall clock + offset */
+	uint64_t offset;            /* signed seconds: guest's time = wall clock + offset */
 	uint64_t periodic_deadline; /* machine ns, 0 = off */
 	/* --- wiring --- */
 	struct mclock *clock;

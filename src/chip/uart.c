@@ -298,19 +298,17 @@ static int uart_loaded(void *object, struct error *err)
 
 	if (u->rx_head >= UART_FIFO || u->rx_count > UART_FIFO)
 		return error_set(err, EINVAL, "saved UART FIFO of %u bytes at %u is malformed",
-		                 u->rx_count, u->rx_head);
+				 u->rx_count, u->rx_head);
 	u->out_count = 0;
 	u->wants_room = false;
 	return 0;
 }
 
 static const struct state_field uart_fields[] = {
-    STATE_U8(struct uart, ier),      STATE_U8(struct uart, fcr),
-    STATE_U8(struct uart, lcr),      STATE_U8(struct uart, mcr),
-    STATE_U8(struct uart, lsr),      STATE_U8(struct uart, msr),
-    STATE_U8(struct uart, scr),      STATE_U8(struct uart, dll),
-    STATE_U8(struct uart, dlm),      STATE_U8(struct uart, thr_empty),
-    STATE_BYTES(struct uart, rx),    STATE_U8(struct uart, rx_head),
+    STATE_U8(struct uart, ier),       STATE_U8(struct uart, fcr),   STATE_U8(struct uart, lcr),
+    STATE_U8(struct uart, mcr),       STATE_U8(struct uart, lsr),   STATE_U8(struct uart, msr),
+    STATE_U8(struct uart, scr),       STATE_U8(struct uart, dll),   STATE_U8(struct uart, dlm),
+    STATE_U8(struct uart, thr_empty), STATE_BYTES(struct uart, rx), STATE_U8(struct uart, rx_head),
     STATE_U8(struct uart, rx_count),
 };
 

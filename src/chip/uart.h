@@ -1,13 +1,13 @@
 /* 16550A UART with FIFOs, at COM1.
  *
- * Bytes leave at once: the transmitter is always empty, so THRE interrupts come as fast as the guest
- * takes them.  They are gathered in `out` and handed over at uart_flush() (the machine calls it after
- * each run of the vcpu) or when `out` is full.  Received bytes wait in the FIFO; what does not fit
- * stays with the caller of uart_receive(), which is told through `room`.
+ * Bytes leave at once: the transmitter is always empty, so THRE interrupts come as fast as the
+ * guest takes them.  They are gathered in `out` and handed over at uart_flush() (the machine calls
+ * it after each run of the vcpu) or when `out` is full.  Received bytes wait in the FIFO; what does
+ * not fit stays with the caller of uart_receive(), which is told through `room`.
  *
  * Invariant: the interrupt line is high exactly when an enabled cause is present (IIR bit 0 clear).
- * A character time-out is reported as soon as bytes below the trigger level are there: a guest cannot
- * tell it from a slow line.
+ * A character time-out is reported as soon as bytes below the trigger level are there: a guest
+ * cannot tell it from a slow line.
  *
  * National Semiconductor PC16550D data sheet, section 8.
  */
@@ -36,8 +36,8 @@ struct uart {
 	bool wants_room; /* uart_receive() took less than it was given */
 	/* --- wiring --- */
 	struct irq_line irq;
-	/* `polled`: the guest wrote these bytes with the transmit interrupt off, as a kernel does for its
-	 * own messages. */
+	/* `polled`: the guest wrote these bytes with the transmit interrupt off, as a kernel does
+	 * for its own messages. */
 	void (*tx)(void *data, const uint8_t *buf, size_t len, bool polled);
 	void (*room)(void *data);
 	void *data;

@@ -3,21 +3,21 @@
 #include <errno.h>
 
 int bus_add(struct bus *bus, uint64_t start, uint64_t size, const struct bus_ops *ops, void *data,
-            struct error *err)
+	    struct error *err)
 {
 	uint64_t end = start + size - 1;
 	unsigned i;
 
 	if (!size || end < start)
 		return error_set(err, EINVAL, "bus range of %#llx bytes at %#llx is malformed",
-		                 (unsigned long long)size, (unsigned long long)start);
+				 (unsigned long long)size, (unsigned long long)start);
 	if (bus->count == BUS_RANGES)
 		return error_set(err, ENOSPC, "a bus has at most %d ranges", BUS_RANGES);
 	for (i = 0; i < bus->count; i++)
 		if (start <= bus->ranges[i].end && bus->ranges[i].start <= end)
 			return error_set(err, EEXIST, "bus range at %#llx overlaps that at %#llx",
-			                 (unsigned long long)start,
-			                 (unsigned long long)bus->ranges[i].start);
+					 (unsigned long long)start,
+					 (unsigned long long)bus->ranges[i].start);
 	for (i = bus->count++; i && bus->ranges[i - 1].start > start; i--)
 		bus->ranges[i] = bus->ranges[i - 1];
 	bus->ranges[i] = (struct bus_range){start, end, ops, data};
@@ -36,7 +36,8 @@ static const struct bus_range *find(const struct bus *bus, uint64_t address, uns
 		else
 			high = mid;
 	}
-	if (!low || address > bus->ranges[low - 1].end || size - 1 > bus->ranges[low - 1].end - address)
+	if (!low || address > bus->ranges[low - 1].end ||
+	    size - 1 > bus->ranges[low - 1].end - address)
 		return NULL;
 	return &bus->ranges[low - 1];
 }

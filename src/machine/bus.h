@@ -30,7 +30,7 @@ struct bus {
 
 /* -EEXIST: overlaps another range; -ENOSPC; -EINVAL: empty or wraps. */
 int bus_add(struct bus *bus, uint64_t start, uint64_t size, const struct bus_ops *ops, void *data,
-            struct error *err);
+	    struct error *err);
 /* Values are cut to `size`; unclaimed reads give all ones. */
 uint64_t bus_read(const struct bus *bus, uint64_t address, unsigned size);
 void bus_write(const struct bus *bus, uint64_t address, unsigned size, uint64_t value);

@@ -88,7 +88,8 @@ static void signal_sipi(void *data, unsigned index, uint8_t vector)
 	vcpu_attention(m->slots[index].vcpu, ATTENTION_KICK);
 }
 
-/* SDM 3A 9.4: INIT resets the processor; all but the boot processor then wait for a start-up IPI. */
+/* SDM 3A 9.4: INIT resets the processor; all but the boot processor then wait for a start-up IPI.
+ */
 static void apply_init(struct machine *m, struct vcpu_slot *slot)
 {
 	int64_t tsc_offset = slot->vcpu->tsc_offset;
@@ -133,7 +134,7 @@ void machine_post(struct machine *m, struct work *work)
 		return;
 	work->next = atomic_load_explicit(&m->inbox, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak_explicit(&m->inbox, &work->next, work,
-	                                              memory_order_release, memory_order_relaxed))
+						      memory_order_release, memory_order_relaxed))
 		;
 	vcpu_attention(m->slots[0].vcpu, ATTENTION_KICK);
 }
@@ -302,7 +303,7 @@ static void wire_chips(struct machine *m)
 	m->rtc.timers = timers;
 	m->power = (struct power){power_off, power_reset, m};
 	pci_host_init(&m->pci, ALIGN_UP(RAM_HIGH_BASE + m->ram.size - m->ram.low_size,
-	                                (uint64_t)WINDOW64_ALIGN));
+					(uint64_t)WINDOW64_ALIGN));
 }
 
 static int create_vcpu(struct machine *m, unsigned index, struct error *err)
@@ -359,7 +360,7 @@ struct machine *machine_create(const struct machine_config *config, struct error
 
 	if (!config->vcpus || config->vcpus > MACHINE_VCPUS_MAX) {
 		error_set(err, EINVAL, "a machine has 1 to %d vcpus, not %u", MACHINE_VCPUS_MAX,
-		          config->vcpus);
+			  config->vcpus);
 		return NULL;
 	}
 	m = calloc(1, sizeof(*m));
@@ -479,9 +480,10 @@ static const struct state_table shape_table = {
 #define OBJECTS_FIXED 6 /* machine, clock, ioapic, uart, rtc, pci host */
 #define OBJECTS_PER_VCPU 4
 
-/* The whole machine, `shape` standing for its own.  The clock comes first: others arm timers when they
- * are loaded.  Free the list. */
-static struct state_object *list_objects(struct machine *m, struct machine_shape *shape, size_t *count)
+/* The whole machine, `shape` standing for its own.  The clock comes first: others arm timers when
+ * they are loaded.  Free the list. */
+static struct state_object *list_objects(struct machine *m, struct machine_shape *shape,
+					 size_t *count)
 {
 	struct state_object *list =
 	    calloc(OBJECTS_FIXED + OBJECTS_PER_VCPU * m->nvcpus + PCI_SLOTS, sizeof(*list));
@@ -554,9 +556,10 @@ int machine_load(struct machine *m, const struct state_buffer *buf, struct error
 	ret = state_load(buf, list, count, &m->ram, err);
 	free(list);
 	if (!ret && (shape.memory != m->shape.memory || shape.vcpus != m->shape.vcpus))
-		ret = error_set(err, EINVAL,
-		                "the saved machine has %llu MiB and %u vcpus: give it the same shape",
-		                (unsigned long long)(shape.memory / MiB), shape.vcpus);
+		ret =
+		    error_set(err, EINVAL,
+			      "the saved machine has %llu MiB and %u vcpus: give it the same shape",
+			      (unsigned long long)(shape.memory / MiB), shape.vcpus);
 	if (!ret)
 		adopt_vcpus(m);
 	tell_engine(m);

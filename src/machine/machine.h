@@ -42,7 +42,8 @@ struct machine_config {
 	const struct engine *engine;
 	struct engine_config engine_config;
 	const struct cpu_model *model; /* copied */
-	/* The serial console's output; `console_room`: input refused earlier fits now.  On the worker. */
+	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
+	 * worker. */
 	void (*console_tx)(void *data, const uint8_t *buf, size_t len);
 	void (*console_room)(void *data);
 	void *console_data;
@@ -72,8 +73,8 @@ const struct error *machine_error(const struct machine *m);
 
 /* --- from any thread --- */
 
-/* Work for the thread that runs the machine, before its next slice.  The poster owns it and it must live until `fn` was
- * called; posting it again before that is one call. */
+/* Work for the thread that runs the machine, before its next slice.  The poster owns it and it must
+ * live until `fn` was called; posting it again before that is one call. */
 struct work {
 	void (*fn)(struct machine *m, void *arg);
 	void *arg;
@@ -82,8 +83,8 @@ struct work {
 };
 void machine_post(struct machine *m, struct work *work);
 
-/* Bytes for the guest's serial port.  Returns how many were taken; if fewer than `len`, console_room
- * is called when there is room again. */
+/* Bytes for the guest's serial port.  Returns how many were taken; if fewer than `len`,
+ * console_room is called when there is room again. */
 size_t machine_console_input(struct machine *m, const uint8_t *buf, size_t len);
 
 /* --- for sched/ --- */
@@ -111,9 +112,9 @@ void machine_set_deadline_hook(struct machine *m, void (*hook)(struct vcpu *v, n
 
 /* Appends all state, RAM included, to `buf`. -ENOMEM. */
 int machine_save(struct machine *m, struct state_buffer *buf, struct error *err);
-/* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go on
- * from the saved values.  On error the machine is good for machine_reset() or machine_destroy() only.
- * -EINVAL (malformed, other shape), -ENOMEM. */
+/* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go
+ * on from the saved values.  On error the machine is good for machine_reset() or machine_destroy()
+ * only. -EINVAL (malformed, other shape), -ENOMEM. */
 int machine_load(struct machine *m, const struct state_buffer *buf, struct error *err);
 
 #endif

@@ -99,7 +99,8 @@ int machine_map_chips(struct machine *m, struct error *err);
 void machine_console_init(struct machine *m);
 void machine_console_reset(struct machine *m);
 
-/* Asks the machine to stop with this event when its vcpus come out of the engine; the first counts. */
+/* Asks the machine to stop with this event when its vcpus come out of the engine; the first counts.
+ */
 void machine_request_stop(struct machine *m, enum machine_event ev);
 
 static inline void machine_lock(struct machine *m)

@@ -1,5 +1,5 @@
-/* The platform as a vcpu sees it (struct platform_ops): ports and MMIO through the buses, MSRs to the
- * local APIC and the paravirtual clock.
+/* The platform as a vcpu sees it (struct platform_ops): ports and MMIO through the buses, MSRs to
+ * the local APIC and the paravirtual clock.
  *
  * With several vcpus each access holds machine->lock, so chips never see two at a time.  The local
  * APIC page is not on the MMIO bus: what is there depends on who asks.
@@ -11,7 +11,7 @@
 /* --- chips one byte wide: a wider access is several, as on the ISA bus --- */
 
 static uint64_t read_bytes(uint8_t (*read)(struct machine *m, unsigned offset), struct machine *m,
-                           uint64_t offset, unsigned size)
+			   uint64_t offset, unsigned size)
 {
 	uint64_t value = 0;
 
@@ -21,37 +21,37 @@ static uint64_t read_bytes(uint8_t (*read)(struct machine *m, unsigned offset), 
 }
 
 static void write_bytes(void (*write)(struct machine *m, unsigned offset, uint8_t value),
-                        struct machine *m, uint64_t offset, unsigned size, uint64_t value)
+			struct machine *m, uint64_t offset, unsigned size, uint64_t value)
 {
 	for (unsigned i = 0; i < size; i++)
 		write(m, (unsigned)offset + i, (uint8_t)(value >> i * 8));
 }
 
-#define BYTE_CHIP(name, read_byte, write_byte)                                                     \
-	static uint8_t name##_read_byte(struct machine *m, unsigned offset)                        \
-	{                                                                                          \
-		return read_byte;                                                                  \
-	}                                                                                          \
-	static void name##_write_byte(struct machine *m, unsigned offset, uint8_t value)           \
-	{                                                                                          \
-		write_byte;                                                                        \
-	}                                                                                          \
-	static uint64_t name##_bus_read(void *data, uint64_t offset, unsigned size)                \
-	{                                                                                          \
-		return read_bytes(name##_read_byte, data, offset, size);                           \
-	}                                                                                          \
-	static void name##_bus_write(void *data, uint64_t offset, unsigned size, uint64_t value)   \
-	{                                                                                          \
-		write_bytes(name##_write_byte, data, offset, size, value);                         \
-	}                                                                                          \
+#define BYTE_CHIP(name, read_byte, write_byte)                                                   \
+	static uint8_t name##_read_byte(struct machine *m, unsigned offset)                      \
+	{                                                                                        \
+		return read_byte;                                                                \
+	}                                                                                        \
+	static void name##_write_byte(struct machine *m, unsigned offset, uint8_t value)         \
+	{                                                                                        \
+		write_byte;                                                                      \
+	}                                                                                        \
+	static uint64_t name##_bus_read(void *data, uint64_t offset, unsigned size)              \
+	{                                                                                        \
+		return read_bytes(name##_read_byte, data, offset, size);                         \
+	}                                                                                        \
+	static void name##_bus_write(void *data, uint64_t offset, unsigned size, uint64_t value) \
+	{                                                                                        \
+		write_bytes(name##_write_byte, data, offset, size, value);                       \
+	}                                                                                        \
 	static const struct bus_ops name##_ops = {name##_bus_read, name##_bus_write};
 
 BYTE_CHIP(uart, uart_read(&m->uart, offset), uart_write(&m->uart, offset, value))
 BYTE_CHIP(rtc, rtc_read(&m->rtc, offset), rtc_write(&m->rtc, offset, value))
 BYTE_CHIP(power, power_read(&m->power, (uint16_t)(POWER_PORT + offset)),
-          power_write(&m->power, (uint16_t)(POWER_PORT + offset), value))
+	  power_write(&m->power, (uint16_t)(POWER_PORT + offset), value))
 BYTE_CHIP(keyboard, power_read(&m->power, (uint16_t)(POWER_KEYBOARD + offset)),
-          power_write(&m->power, (uint16_t)(POWER_KEYBOARD + offset), value))
+	  power_write(&m->power, (uint16_t)(POWER_KEYBOARD + offset), value))
 
 /* --- wider chips --- */
 
@@ -83,7 +83,8 @@ static uint64_t ecam_read(void *data, uint64_t offset, unsigned size)
 	struct machine *m = data;
 
 	if (size == 8)
-		return pci_ecam_read(&m->pci, offset, 4) | pci_ecam_read(&m->pci, offset + 4, 4) << 32;
+		return pci_ecam_read(&m->pci, offset, 4) | pci_ecam_read(&m->pci, offset + 4, 4)
+							       << 32;
 	return pci_ecam_read(&m->pci, offset, size);
 }
 
@@ -262,7 +263,8 @@ static int msr_write(void *p, struct vcpu *v, uint32_t msr, uint64_t value)
 	return ret;
 }
 
-/* No lock in the common case: the engine asks often, and other vcpus change `deliverable` atomically. */
+/* No lock in the common case: the engine asks often, and other vcpus change `deliverable`
+ * atomically. */
 static int irq_pending(void *p, struct vcpu *v)
 {
 	struct vcpu_slot *slot = p;

@@ -1,9 +1,10 @@
-/* The other side of the UART: input from any thread, output to the machine's owner, and an eye on the
- * output for Linux saying that it panicked.
+/* The other side of the UART: input from any thread, output to the machine's owner, and an eye on
+ * the output for Linux saying that it panicked.
  *
- * Input waits in a queue; the worker moves it to the FIFO when there is work for it or when the guest
- * has made room.  A panic is believed only from lines that the guest wrote with the transmit interrupt
- * off, which is how a kernel prints; a user who looks at an old log does not stop his machine.
+ * Input waits in a queue; the worker moves it to the FIFO when there is work for it or when the
+ * guest has made room.  A panic is believed only from lines that the guest wrote with the transmit
+ * interrupt off, which is how a kernel prints; a user who looks at an old log does not stop his
+ * machine.
  */
 #include <string.h>
 

@@ -104,7 +104,7 @@ static int save_ram(struct state_buffer *buf, const struct ram *ram)
 }
 
 int state_save(struct state_buffer *buf, const struct state_object *objects, size_t count,
-               struct ram *ram, struct error *err)
+	       struct ram *ram, struct error *err)
 {
 	char tag = SECTION_END;
 	int ret;
@@ -180,8 +180,7 @@ static const struct state_field *find_field(const struct state_table *t, const c
 }
 
 /* Reads one field; `*found` is the table's entry for it, or NULL if it has none. */
-static int load_field(struct in *in, const struct state_object *o,
-                      const struct state_field **found)
+static int load_field(struct in *in, const struct state_object *o, const struct state_field **found)
 {
 	const struct state_field *f;
 	char name[256];
@@ -193,16 +192,17 @@ static int load_field(struct in *in, const struct state_object *o,
 		return -EINVAL;
 	if (!type_size(type))
 		return error_set(in->err, EINVAL, "saved field %s.%s has unknown type %u",
-		                 o->table->name, name, type);
+				 o->table->name, name, type);
 	bytes = (uint64_t)count * type_size(type);
 	if (bytes > in->left)
 		return truncated(in);
 	*found = f = find_field(o->table, name);
 	if (f) {
 		if (f->type != type || f->count != count)
-			return error_set(in->err, EINVAL,
-			                 "saved field %s.%s has %u elements of type %u, not %u of type %u",
-			                 o->table->name, name, count, type, f->count, f->type);
+			return error_set(
+			    in->err, EINVAL,
+			    "saved field %s.%s has %u elements of type %u, not %u of type %u",
+			    o->table->name, name, count, type, f->count, f->type);
 		memcpy((uint8_t *)o->object + f->offset, in->p, bytes);
 	}
 	in->p += bytes;
@@ -228,19 +228,19 @@ static int load_fields(struct in *in, const struct state_object *o, uint16_t ver
 			continue;
 		i = (size_t)(f - t->fields);
 		if (seen[i / 64] >> i % 64 & 1)
-			return error_set(in->err, EINVAL, "saved field %s.%s is there twice", t->name,
-			                 f->name);
+			return error_set(in->err, EINVAL, "saved field %s.%s is there twice",
+					 t->name, f->name);
 		seen[i / 64] |= 1ULL << i % 64;
 	}
 	for (size_t i = 0; i < t->nfields; i++)
 		if (!(seen[i / 64] >> i % 64 & 1) && t->fields[i].since <= version)
 			return error_set(in->err, EINVAL, "saved field %s.%s is missing", t->name,
-			                 t->fields[i].name);
+					 t->fields[i].name);
 	return 0;
 }
 
 static int load_object(struct in *in, const struct state_object *objects, size_t count,
-                       uint8_t *done)
+		       uint8_t *done)
 {
 	char name[256];
 	uint16_t version;
@@ -252,15 +252,17 @@ static int load_object(struct in *in, const struct state_object *objects, size_t
 		if (objects[i].instance != instance || strcmp(objects[i].table->name, name))
 			continue;
 		if (done[i])
-			return error_set(in->err, EINVAL, "saved %s %u is there twice", name, instance);
+			return error_set(in->err, EINVAL, "saved %s %u is there twice", name,
+					 instance);
 		if (!version)
 			return error_set(in->err, EINVAL, "saved %s has no version", name);
 		done[i] = 1;
 		return load_fields(in, &objects[i], version);
 	}
-	return error_set(in->err, EINVAL,
-	                 "the saved state has a %s %u that this machine lacks: give it the same shape",
-	                 name, instance);
+	return error_set(
+	    in->err, EINVAL,
+	    "the saved state has a %s %u that this machine lacks: give it the same shape", name,
+	    instance);
 }
 
 static int load_page(struct in *in, struct ram *ram)
@@ -270,14 +272,15 @@ static int load_page(struct in *in, struct ram *ram)
 	if (get(in, &index, 8))
 		return -EINVAL;
 	if (!ram || index >= ram->size / GUEST_PAGE_SIZE)
-		return error_set(in->err, EINVAL,
-		                 "the saved state has a page beyond this machine's memory: give it the "
-		                 "same --memory");
+		return error_set(
+		    in->err, EINVAL,
+		    "the saved state has a page beyond this machine's memory: give it the "
+		    "same --memory");
 	return get(in, ram->host + index * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
 }
 
 static int load_sections(struct in *in, const struct state_object *objects, size_t count,
-                         struct ram *ram, uint8_t *done)
+			 struct ram *ram, uint8_t *done)
 {
 	for (;;) {
 		char tag;
@@ -304,7 +307,7 @@ static int load_sections(struct in *in, const struct state_object *objects, size
 }
 
 int state_load(const struct state_buffer *buf, const struct state_object *objects, size_t count,
-               struct ram *ram, struct error *err)
+	       struct ram *ram, struct error *err)
 {
 	struct in in = {buf->data, buf->len, err};
 	uint8_t done[OBJECTS_MAX] = {0};
@@ -318,9 +321,10 @@ int state_load(const struct state_buffer *buf, const struct state_object *object
 		return -EINVAL;
 	for (size_t i = 0; i < count; i++)
 		if (!done[i])
-			return error_set(err, EINVAL, "the saved state has no %s %u: give the machine "
-			                 "the same shape",
-			                 objects[i].table->name, objects[i].instance);
+			return error_set(err, EINVAL,
+					 "the saved state has no %s %u: give the machine "
+					 "the same shape",
+					 objects[i].table->name, objects[i].instance);
 	for (size_t i = 0; i < count; i++)
 		if (objects[i].table->loaded) {
 			int ret = objects[i].table->loaded(objects[i].object, err);

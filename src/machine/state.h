@@ -7,9 +7,9 @@
  *   end:     'E'
  *
  * Names are a length byte and characters.  A reader finds fields by name: one it does not know it
- * ignores (a newer takt wrote it), one that is missing keeps the value of the fresh object if it was
- * introduced after the stream's version of the table, and is an error otherwise.  Nothing in a stream
- * is trusted: every length is checked against what is left.
+ * ignores (a newer takt wrote it), one that is missing keeps the value of the fresh object if it
+ * was introduced after the stream's version of the table, and is an error otherwise.  Nothing in a
+ * stream is trusted: every length is checked against what is left.
  */
 #ifndef TAKT_MACHINE_STATE_H
 #define TAKT_MACHINE_STATE_H
@@ -34,10 +34,10 @@ struct state_object {
 
 /* Replaces `buf` by the objects and, if not NULL, the RAM.  -ENOMEM. */
 int state_save(struct state_buffer *buf, const struct state_object *objects, size_t count,
-               struct ram *ram, struct error *err);
-/* The reverse.  All objects must be in the stream and the stream's in `objects`; `loaded` of each is
- * called in the order of `objects` after all fields are there.  RAM must be zero.  -EINVAL. */
+	       struct ram *ram, struct error *err);
+/* The reverse.  All objects must be in the stream and the stream's in `objects`; `loaded` of each
+ * is called in the order of `objects` after all fields are there.  RAM must be zero.  -EINVAL. */
 int state_load(const struct state_buffer *buf, const struct state_object *objects, size_t count,
-               struct ram *ram, struct error *err);
+	       struct ram *ram, struct error *err);
 
 #endif

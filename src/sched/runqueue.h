@@ -1,7 +1,7 @@
 /* Which vcpu a worker runs next, and for how long: round robin with fixed slices.
  *
- * All a scheduling policy has to do is here: enqueue, pick, charge.  One thread (the worker) calls it;
- * time is a parameter (host ns).
+ * All a scheduling policy has to do is here: enqueue, pick, charge.  One thread (the worker) calls
+ * it; time is a parameter (host ns).
  */
 #ifndef TAKT_SCHED_RUNQUEUE_H
 #define TAKT_SCHED_RUNQUEUE_H

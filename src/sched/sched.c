@@ -12,7 +12,7 @@ struct sched {
 	const struct engine *engine;
 	unsigned nworkers; /* running */
 	unsigned max;
-	int *cpus; /* [max], -1: not pinned */
+	int *cpus;               /* [max], -1: not pinned */
 	struct worker **workers; /* [max] */
 };
 

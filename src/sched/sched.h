@@ -10,8 +10,8 @@
  * A vcpu belongs to one worker, a worker to one host core.  Only the worker moves its vcpus between
  * these states, except SLEEPING to READY, which whoever wins a compare-and-swap does.
  *
- * All machines of a scheduler use one engine.  Functions may be called from any thread but a worker's
- * and a signal handler; one thread at a time for one machine.
+ * All machines of a scheduler use one engine.  Functions may be called from any thread but a
+ * worker's and a signal handler; one thread at a time for one machine.
  */
 #ifndef TAKT_SCHED_SCHED_H
 #define TAKT_SCHED_SCHED_H
@@ -32,8 +32,8 @@ struct sched *sched_create(const struct sched_config *config, struct error *err)
 /* All machines must have been removed. */
 void sched_destroy(struct sched *s);
 
-/* Makes a machine known, not yet running; starts workers as needed.  Both must outlive sched_remove().
- * -ENOMEM, -EAGAIN (no thread), or the engine's thread_init error. */
+/* Makes a machine known, not yet running; starts workers as needed.  Both must outlive
+ * sched_remove(). -ENOMEM, -EAGAIN (no thread), or the engine's thread_init error. */
 int sched_add(struct sched *s, struct machine *m, struct error *err);
 /* Pauses and forgets it. */
 void sched_remove(struct sched *s, struct machine *m);

@@ -26,7 +26,7 @@ int slice_timer_setup(struct error *err)
 {
 	/* On the alternate stack: while guest code runs, rsp is the guest's. */
 	struct sigaction sa = {.sa_sigaction = on_timer,
-	                       .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+			       .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
 
 	sigfillset(&sa.sa_mask);
 	if (sigaction(SLICE_SIGNAL, &sa, NULL))

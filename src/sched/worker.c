@@ -21,7 +21,7 @@ static _Thread_local struct worker *this_worker;
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *until)
 {
 	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, until, NULL,
-	               FUTEX_BITSET_MATCH_ANY);
+		       FUTEX_BITSET_MATCH_ANY);
 }
 
 static void signal_worker(struct worker *w)
@@ -256,7 +256,8 @@ static void wait_for_signal(struct worker *w, uint32_t seen)
 
 	slice_timer_arm(&w->timer, TIMER_NEVER);
 	atomic_store(&w->idle, true);
-	if (futex(&w->signal, FUTEX_WAIT_BITSET, seen, timed ? &until : NULL) && errno == ETIMEDOUT) {
+	if (futex(&w->signal, FUTEX_WAIT_BITSET, seen, timed ? &until : NULL) &&
+	    errno == ETIMEDOUT) {
 		note_lateness(&w->wakes, clock_host_ns() - early);
 		spin_until(deadline);
 	}

@@ -38,7 +38,7 @@ static int probe(struct error *err)
 }
 
 static struct engine_machine *machine_make(struct ram *ram, const struct engine_config *config,
-                                           struct error *err)
+					   struct error *err)
 {
 	struct engine_machine *em = calloc(1, sizeof(*em));
 

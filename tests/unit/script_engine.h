@@ -1,5 +1,5 @@
-/* An engine whose guest is a C function: for tests of what stands above the engines (sched, machine).
- * It keeps the whole contract of engine.h: attention, interrupts with IF, HLT. */
+/* An engine whose guest is a C function: for tests of what stands above the engines (sched,
+ * machine). It keeps the whole contract of engine.h: attention, interrupts with IF, HLT. */
 #ifndef TAKT_TESTS_SCRIPT_ENGINE_H
 #define TAKT_TESTS_SCRIPT_ENGINE_H
 

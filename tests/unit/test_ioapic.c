@@ -1,4 +1,5 @@
-/* The I/O APIC: edge and level pins, masks, remote IRR and EOI, the register window, hostile writes. */
+/* The I/O APIC: edge and level pins, masks, remote IRR and EOI, the register window, hostile
+ * writes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -32,11 +33,11 @@ static int setup(void **state)
 	assert_int_equal(ram_init(&b->ram, MiB, NULL), 0);
 	mclock_init(&b->clock, clock_tsc_khz());
 	b->bus = (struct apic_bus){.lapics = &b->lapic,
-	                           .count = 1,
-	                           .clock = &b->clock,
-	                           .ram = &b->ram,
-	                           .eoi = ioapic_eoi,
-	                           .eoi_data = &b->io};
+				   .count = 1,
+				   .clock = &b->clock,
+				   .ram = &b->ram,
+				   .eoi = ioapic_eoi,
+				   .eoi_data = &b->io};
 	b->lapic.bus = &b->bus;
 	b->lapic.vcpu = &b->vcpu;
 	b->lapic.timers = &b->timers;
@@ -189,8 +190,8 @@ static void any_write_is_safe(void **state)
 	for (int i = 0; i < 200000; i++) {
 		switch (random() % 5) {
 		case 0:
-			ioapic_mmio_write(&b->io, (uint32_t)random() % IOAPIC_SIZE, 1u << random() % 4,
-			                  (uint64_t)random());
+			ioapic_mmio_write(&b->io, (uint32_t)random() % IOAPIC_SIZE,
+					  1u << random() % 4, (uint64_t)random());
 			break;
 		case 1:
 			wr(b, (uint32_t)random() % 0x50, (uint32_t)random() << random() % 2);

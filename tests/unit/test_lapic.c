@@ -431,7 +431,8 @@ static void tsc_deadline_follows_the_vcpus_own_tsc(void **state)
 	b->vcpus[0].tsc_offset += 1000000;
 	lapic_msr_write(l, MSR_TSC_DEADLINE, tsc);
 	assert_true(timer_queue_next(&b->timers[0]) == mclock_ns_at_tsc(&b->clock, tsc - 1000000));
-	/* In the past for this vcpu, though the subtraction wraps: due at once, not in centuries. */
+	/* In the past for this vcpu, though the subtraction wraps: due at once, not in centuries.
+	 */
 	b->vcpus[0].tsc_offset = b->clock.tsc_offset + (1LL << 50);
 	lapic_msr_write(l, MSR_TSC_DEADLINE, 1000);
 	timer_queue_expire(&b->timers[0], mclock_now(&b->clock));
@@ -520,7 +521,7 @@ static void pv_eoi_saves_the_eoi(void **state)
 	send(b, 0, 0x41);
 	assert_int_equal(lapic_ack(l), 0x41);
 	assert_int_equal(*flag & 1, 1);
-	*flag = 0; /* the guest's EOI */
+	*flag = 0;        /* the guest's EOI */
 	send(b, 0, 0x31); /* lower: deliverable only if 0x41 has ended */
 	assert_true(attention(b, 0));
 	assert_int_equal(lapic_pending(l), 0x31);
@@ -584,9 +585,9 @@ static void check_invariant(struct bench *b)
 			isr = l->isr[v / 32] >> v % 32 & 1 ? v : isr;
 		}
 		want = irr >= 0 && l->apic_base & 0x800 && irr >> 4 > (int)(l->tpr >> 4) &&
-		               irr >> 4 > isr >> 4
-		           ? irr
-		           : -1;
+			       irr >> 4 > isr >> 4
+			   ? irr
+			   : -1;
 		assert_int_equal(lapic_pending(l), want);
 		assert_true(irr < 0 || irr >= 16);
 	}
@@ -602,7 +603,8 @@ static void any_write_is_safe(void **state)
 	srandom(1);
 	for (int i = 0; i < 300000; i++) {
 		struct lapic *l = &b->lapics[random() % CPUS];
-		uint64_t bits = (uint64_t)random() << 32 ^ (uint64_t)random() << 13 ^ (uint64_t)random();
+		uint64_t bits =
+		    (uint64_t)random() << 32 ^ (uint64_t)random() << 13 ^ (uint64_t)random();
 
 		bits >>= random() % 64;
 		switch (random() % 8) {
@@ -627,7 +629,7 @@ static void any_write_is_safe(void **state)
 			break;
 		case 6:
 			apic_bus_deliver(&b->bus, (uint32_t)bits & 0xff, random() & 1, random() & 7,
-			                 (uint8_t)random(), random() & 1);
+					 (uint8_t)random(), random() & 1);
 			timer_queue_expire(l->timers, (ns_t)(bits >> 2));
 			break;
 		case 7:

@@ -1,8 +1,9 @@
 /* A real boot, moved: the Debian kernel is stopped at random points, saved into memory, its machine
- * destroyed and another one built from what was saved, again and again, and it comes to the same end.
+ * destroyed and another one built from what was saved, again and again, and it comes to the same
+ * end.
  *
- * Needs the guest of `make guest`; skipped without it.  TAKT_TEST_SEED repeats a run's points (in guest
- * time they are never quite the same), TAKT_TEST_LONG does many runs. */
+ * Needs the guest of `make guest`; skipped without it.  TAKT_TEST_SEED repeats a run's points (in
+ * guest time they are never quite the same), TAKT_TEST_LONG does many runs. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -89,8 +90,8 @@ static struct machine *boot(struct seen *s)
 	struct machine *m = make(s);
 	struct error err = {0};
 
-	if (machine_reset(m, &err) || boot_image_load(&image, machine_ram(m), machine_vcpu(m, 0), CMDLINE,
-	                                              ACPI_RSDP_GPA, &err))
+	if (machine_reset(m, &err) || boot_image_load(&image, machine_ram(m), machine_vcpu(m, 0),
+						      CMDLINE, ACPI_RSDP_GPA, &err))
 		fail_msg("%s", err.text);
 	return m;
 }
@@ -153,7 +154,7 @@ static unsigned run(struct seen *s, ns_t longest)
 
 		vcpu_describe(machine_vcpu(m, 0), where, sizeof(where));
 		fail_msg("event %d (%s) at %s after %u moves, the console:\n%s", s->event,
-		         machine_panic_text(m), where, moves, s->out);
+			 machine_panic_text(m), where, moves, s->out);
 	}
 	sched_remove(sched, m);
 	machine_destroy(m);

@@ -1,4 +1,5 @@
-/* PCI: config space by ECAM and by ports, BAR sizing and mapping, capabilities, hostile accesses. */
+/* PCI: config space by ECAM and by ports, BAR sizing and mapping, capabilities, hostile accesses.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,7 +37,7 @@ static uint64_t bar_read(struct pci_device *d, unsigned bar, uint64_t offset, un
 }
 
 static void bar_write(struct pci_device *d, unsigned bar, uint64_t offset, unsigned size,
-                      uint64_t value)
+		      uint64_t value)
 {
 	struct bench *b = of(d);
 
@@ -238,7 +239,8 @@ static void any_access_is_safe(void **state)
 	for (int i = 0; i < 500000; i++) {
 		unsigned size = sizes[random() % 4], small = sizes[random() % 3];
 		uint32_t value = (uint32_t)random() << random() % 8;
-		gpa_t gpa = (random() & 1 ? PCI_WINDOW32_GPA : WINDOW64) + (uint64_t)random() % 0x40000;
+		gpa_t gpa =
+		    (random() & 1 ? PCI_WINDOW32_GPA : WINDOW64) + (uint64_t)random() % 0x40000;
 
 		switch (random() % 8) {
 		case 0:

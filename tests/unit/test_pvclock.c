@@ -1,5 +1,5 @@
-/* The paravirtual clock: what the guest computes from its page is machine time, through every change of
- * the line; wall clock, steal time, and MSRs with any value. */
+/* The paravirtual clock: what the guest computes from its page is machine time, through every
+ * change of the line; wall clock, steal time, and MSRs with any value. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -168,9 +168,11 @@ static void msrs_read_back(void **state)
 
 static void any_address_is_safe(void **state)
 {
-	static const uint32_t msrs[] = {MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME, MSR_KVM_STEAL_TIME};
-	static const uint64_t edges[] = {MiB - 1,  MiB - 11, MiB - 12, MiB - 31, MiB - 32, MiB - 63,
-					 MiB - 64, MiB,      4 * GiB,  0,        UINT64_MAX, UINT64_MAX - 64};
+	static const uint32_t msrs[] = {MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME,
+					MSR_KVM_STEAL_TIME};
+	static const uint64_t edges[] = {MiB - 1,  MiB - 11, MiB - 12,   MiB - 31,
+					 MiB - 32, MiB - 63, MiB - 64,   MiB,
+					 4 * GiB,  0,        UINT64_MAX, UINT64_MAX - 64};
 	struct bench *b = *state;
 
 	srandom(7);

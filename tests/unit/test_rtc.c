@@ -1,5 +1,5 @@
-/* The RTC: the date against the C library's, both number formats, setting it, alarm, update and periodic
- * interrupts, hostile writes. */
+/* The RTC: the date against the C library's, both number formats, setting it, alarm, update and
+ * periodic interrupts, hostile writes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -78,8 +78,8 @@ static void set_wall(struct bench *b, time_t t)
 
 static void date_is_the_c_librarys(void **state)
 {
-	static const time_t times[] = {0, 951782400, 951868800, 1709164800, 1735689599, 4102444700,
-				       1234567890, 2147483648};
+	static const time_t times[] = {0,          951782400,  951868800,  1709164800,
+				       1735689599, 4102444700, 1234567890, 2147483648};
 	struct bench *b = *state;
 
 	for (size_t i = 0; i < ARRAY_SIZE(times); i++) {
@@ -246,14 +246,10 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(date_is_the_c_librarys),
-	    TEST(twelve_hour_format),
-	    TEST(guest_sets_the_clock),
-	    TEST(update_interrupt_each_second),
-	    TEST(alarm_interrupt_at_its_time),
-	    TEST(periodic_interrupt_at_its_rate),
-	    TEST(cmos_ram_keeps_what_is_written),
-	    TEST(any_access_is_safe),
+	    TEST(date_is_the_c_librarys),         TEST(twelve_hour_format),
+	    TEST(guest_sets_the_clock),           TEST(update_interrupt_each_second),
+	    TEST(alarm_interrupt_at_its_time),    TEST(periodic_interrupt_at_its_rate),
+	    TEST(cmos_ram_keeps_what_is_written), TEST(any_access_is_safe),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* Workers and machines together, with scripted guests on real threads: no wake-up is lost, idle guests
- * do not run, busy ones take turns, events stop machines, pause means pause.
+/* Workers and machines together, with scripted guests on real threads: no wake-up is lost, idle
+ * guests do not run, busy ones take turns, events stop machines, pause means pause.
  *
  * No test measures time; one that waits for something that never comes is ended by alarm(). */
 #include <setjmp.h>
@@ -160,7 +160,7 @@ static void apic_on(struct vcpu *v)
 static void arm_tsc_deadline(struct vcpu *v, uint64_t ticks)
 {
 	v->ops->msr_write(v->platform, v, MSR_TSC_DEADLINE,
-	                  clock_host_tsc() + (uint64_t)v->tsc_offset + ticks);
+			  clock_host_tsc() + (uint64_t)v->tsc_offset + ticks);
 }
 
 static void end_of_interrupt(struct vcpu *v)
@@ -337,7 +337,8 @@ static int step_ticks(struct vcpu *v)
 		return step_power_off(v);
 	if (v->regs[GPR_RCX] == v->regs[GPR_RBX]) {
 		v->regs[GPR_RCX]++;
-		arm_tsc_deadline(v, v->regs[GPR_RCX] % 64 * 2000); /* 0 to 50 us or so; 0: at once */
+		arm_tsc_deadline(v,
+				 v->regs[GPR_RCX] % 64 * 2000); /* 0 to 50 us or so; 0: at once */
 	}
 	return EXIT_HALTED;
 }
@@ -360,7 +361,8 @@ static void no_timer_interrupt_is_lost_while_halted(void **state)
 	stop(*state, s);
 }
 
-/* The same without ever halting: the worker must be interrupted for a deadline armed while it runs. */
+/* The same without ever halting: the worker must be interrupted for a deadline armed while it runs.
+ */
 static int step_ticks_busy(struct vcpu *v)
 {
 	int reason = step_ticks(v);

@@ -1,5 +1,5 @@
-/* The state walker: what is saved comes back, versions are reconciled, no stream can do harm; and whole
- * machines: stopped anywhere, saved, and carried on by another one to the same end. */
+/* The state walker: what is saved comes back, versions are reconciled, no stream can do harm; and
+ * whole machines: stopped anywhere, saved, and carried on by another one to the same end. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -49,9 +49,9 @@ static int thing_loaded(void *object, struct error *err)
 }
 
 static const struct state_field fields[] = {
-    STATE_U8(struct thing, a),      STATE_U16(struct thing, b), STATE_U32(struct thing, c),
-    STATE_U64(struct thing, d),     STATE_BYTES(struct thing, raw),
-    STATE_FIELD(struct thing, added, uint32_t, STATE_TYPE_U32, 2),
+    STATE_U8(struct thing, a),      STATE_U16(struct thing, b),
+    STATE_U32(struct thing, c),     STATE_U64(struct thing, d),
+    STATE_BYTES(struct thing, raw), STATE_FIELD(struct thing, added, uint32_t, STATE_TYPE_U32, 2),
 };
 
 static const struct state_table table_v2 = {
@@ -260,8 +260,8 @@ static void apic_write(struct vcpu *v, uint32_t reg, uint32_t value)
 	v->ops->mmio_write(v->platform, LAPIC_GPA + reg, 4, value);
 }
 
-/* Mixes numbers in RAM, at every timer tick and, less often, between; halts now and then; prints a sum
- * of everything and the number of ticks at the end.  RBX: ticks; RCX: steps; RAX: set up. */
+/* Mixes numbers in RAM, at every timer tick and, less often, between; halts now and then; prints a
+ * sum of everything and the number of ticks at the end.  RBX: ticks; RCX: steps; RAX: set up. */
 static int step_mix(struct vcpu *v)
 {
 	uint64_t *array = ram_host(v->ram, ARRAY, 0x8000);
@@ -287,7 +287,7 @@ static int step_mix(struct vcpu *v)
 		for (int i = 0; i < 4096; i++)
 			sum = sum * 31 + array[i];
 		snprintf(line, sizeof(line), "%lu ticks, %016lx\n", (unsigned long)v->regs[GPR_RBX],
-		         (unsigned long)sum);
+			 (unsigned long)sum);
 		for (char *p = line; *p; p++)
 			script_out(v, UART_PORT, (uint8_t)*p);
 		script_out(v, POWER_SLEEP_CONTROL, 5 << 2 | 1 << 5);
@@ -433,7 +433,8 @@ static void a_machine_of_another_shape_is_refused(void **state)
 	machine_destroy(other);
 }
 
-/* A machine from a damaged stream may be refused or be another machine, but it stays inside itself. */
+/* A machine from a damaged stream may be refused or be another machine, but it stays inside itself.
+ */
 static void damaged_machines_do_no_harm(void **state)
 {
 	struct sched *sched = make_sched();
@@ -476,6 +477,72 @@ static void damaged_machines_do_no_harm(void **state)
 	alarm(0);
 }
 
+/* A hostile guest: any access to any port, address or MSR. */
+static void any_guest_access_is_safe(void **state)
+{
+	static const gpa_t near[] = {0xfee00000, 0xfec00000, 0xe0000000, 0xc0000000,
+				     32 * GiB,   4 * GiB,    UINT64_MAX, 3 * GiB};
+	static const uint32_t msrs[] = {0x800, 0x4b564d00, 0x10, 0x1b, 0x6e0};
+	static const uint16_t ports[] = {0x3f0, 0x60, 0x5f8, 0xcf0, 0x70};
+	struct seen seen;
+	struct machine *m = make(&seen);
+	struct vcpu *v = machine_vcpu(m, 0);
+	const struct platform_ops *ops = v->ops;
+	void *p = v->platform;
+
+	(void)state;
+	srandom(11);
+	for (int i = 0; i < 1000000; i++) {
+		unsigned size = 1u << random() % 4, small = MIN(size, 4u);
+		uint64_t value = ((uint64_t)random() << 33 ^ (uint64_t)random()) >> random() % 64,
+			 got;
+		gpa_t gpa = near[random() % 8] + (uint64_t)random() % 0x4000 - 0x1000;
+		uint16_t port = ports[random() % 5] + (uint16_t)random() % 32;
+		uint32_t msr = msrs[random() % 5] + (uint32_t)random() % 0x40;
+
+		switch (random() % 9) {
+		case 0:
+			ops->io_write(p, random() % 8 ? port : (uint16_t)random(), small,
+				      (uint32_t)value);
+			break;
+		case 1:
+			got = ops->io_read(p, random() % 8 ? port : (uint16_t)random(), small);
+			assert_true(small == 8 || got >> small * 8 == 0);
+			break;
+		case 2:
+			ops->mmio_write(p, gpa, size, value);
+			break;
+		case 3:
+			got = ops->mmio_read(p, random() % 8 ? gpa : value, size);
+			assert_true(size == 8 || got >> size * 8 == 0);
+			break;
+		case 4:
+			ops->msr_write(p, v, msr, value);
+			break;
+		case 5:
+			ops->msr_read(p, v, msr, &got);
+			break;
+		case 6:
+			ops->cr8_write(p, v, value);
+			ops->irq_ack(p, v);
+			break;
+		case 7:
+			if (random() % 16 == 0)
+				machine_advance(m, v);
+			machine_next_deadline(m, v);
+			break;
+		case 8: /* half of the guests set up what they hope for */
+			ops->mmio_write(p, 0xfee000f0, 4, 0x1ff);
+			break;
+		}
+		if (machine_stopped(m)) {
+			assert_int_equal(machine_reset(m, NULL), 0);
+			seen.event = -1;
+		}
+	}
+	machine_destroy(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -489,6 +556,7 @@ int main(void)
 	    cmocka_unit_test(guest_tsc_and_time_go_on),
 	    cmocka_unit_test(a_machine_of_another_shape_is_refused),
 	    cmocka_unit_test(damaged_machines_do_no_harm),
+	    cmocka_unit_test(any_guest_access_is_safe),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

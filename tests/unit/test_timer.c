@@ -1,5 +1,5 @@
-/* The timer queue against a plain list, and the machine clock: monotonic, with the host, exact in the
- * guest's own arithmetic. */
+/* The timer queue against a plain list, and the machine clock: monotonic, with the host, exact in
+ * the guest's own arithmetic. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -158,7 +158,8 @@ static void conversions_are_exact_and_saturate(void **state)
 	assert_int_equal(clock_ns_to_tsc(1000000, 2300000), 2300000);
 	assert_true(clock_tsc_to_ns(UINT64_MAX, 1000) == UINT64_MAX);
 	assert_true(clock_ns_to_tsc(UINT64_MAX, 4000000) == UINT64_MAX);
-	assert_true(clock_ns_to_tsc(clock_tsc_to_ns(1ULL << 62, 3000000), 3000000) > (1ULL << 62) - 4);
+	assert_true(clock_ns_to_tsc(clock_tsc_to_ns(1ULL << 62, 3000000), 3000000) >
+		    (1ULL << 62) - 4);
 }
 
 static void clock_goes_forward_through_the_discipline(void **state)
@@ -223,7 +224,8 @@ static void machine_time_inverts_guest_tsc(void **state)
 		ns_t ns = mclock_ns_at_tsc(&c, tsc);
 		ns_t nominal = (ns_t)clock_tsc_to_ns(tsc, c.tsc_khz);
 
-		assert_true(ns >= nominal - nominal / 1000 - 2 && ns <= nominal + nominal / 1000 + 2);
+		assert_true(ns >= nominal - nominal / 1000 - 2 &&
+			    ns <= nominal + nominal / 1000 + 2);
 	}
 	assert_true(mclock_ns_at_tsc(&c, 0) >= 0);
 	assert_true(mclock_ns_at_tsc(&c, UINT64_MAX) > 0);

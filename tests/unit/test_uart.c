@@ -1,5 +1,5 @@
-/* The UART: output, input with FIFO and flow control, interrupts in their order of urgency, loopback as
- * Linux probes it, hostile writes. */
+/* The UART: output, input with FIFO and flow control, interrupts in their order of urgency,
+ * loopback as Linux probes it, hostile writes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
