@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -44,6 +45,7 @@
 
 #define KERNEL_IMAGE_SIZE GiB /* Linux: room of the kernel's virtual mapping with KASLR */
 #define KERNEL_ALIGN_DEFAULT (2 * MiB)
+#define HOST_HUGE_PAGE (2 * MiB)
 
 /* --- struct boot_params, by offset (Documentation/arch/x86/zero-page.rst) ----------------------- */
 
@@ -705,8 +707,14 @@ static int load_kernel(struct boot_image *image, struct ram *ram, const struct b
 {
 	struct boot_kernel *k = image->kernel;
 	uint8_t *to = ram_host(ram, image->kernel_base, image->kernel_span);
-	int rc = boot_elf_copy(&k->elf, &k->bytes, to, err);
+	uint8_t *first = (uint8_t *)ALIGN_UP((uintptr_t)to, HOST_HUGE_PAGE);
+	uint8_t *last = (uint8_t *)ALIGN_DOWN((uintptr_t)(to + image->kernel_span), HOST_HUGE_PAGE);
+	int rc;
 
+	/* All of it is touched in a moment: few page faults instead of many.  A hint. */
+	if (first < last)
+		madvise(first, (size_t)(last - first), MADV_HUGEPAGE);
+	rc = boot_elf_copy(&k->elf, &k->bytes, to, err);
 	if (!rc && kaslr)
 		rc = boot_relocs_apply(relocs, &k->elf, to, image->virtual_offset, err);
 	return rc ? blame("kernel", k->path, rc, err) : 0;
