@@ -45,14 +45,14 @@ static void code_reset(struct bt_machine *m)
 	/* Not at a power-of-two distance from the hot code: branch predictors alias. */
 	m->cold = m->hot_end + 0x1340;
 	m->cold_end = m->code + m->cache_bytes;
-	memset(m->exit_thunk, 0, sizeof(m->exit_thunk));
-	memset(m->miss_thunk, 0, sizeof(m->miss_thunk));
+	x86_zero(m->exit_thunk, sizeof(m->exit_thunk));
+	x86_zero(m->miss_thunk, sizeof(m->miss_thunk));
 	m->nsites = SITE_FIXED;
 	m->nblocks = 0;
 	m->nmaps = 0;
 	m->nbindings = 1;
-	memset(m->hash, 0, sizeof(m->hash));
-	memset(m->bindings, 0, sizeof(m->bindings));
+	x86_zero(m->hash, sizeof(m->hash));
+	x86_zero(m->bindings, sizeof(m->bindings));
 	{
 		struct emit e = {m->cold};
 

@@ -271,6 +271,8 @@ static enum insn_vec vector_class(const ZydisDecodedInstruction *zi, const Zydis
 
 		if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
 			continue;
+		if (ops[i].reg.value == ZYDIS_REGISTER_MXCSR)
+			c = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
 		switch (ZydisRegisterGetClass(ops[i].reg.value)) {
 		case ZYDIS_REGCLASS_X87: c = VECTOR_X87; break;
 		case ZYDIS_REGCLASS_MMX: c = VECTOR_MMX; break;
@@ -291,6 +293,10 @@ static enum insn_vec vector_class(const ZydisDecodedInstruction *zi, const Zydis
 		case ZYDIS_CATEGORY_MMX: return VECTOR_MMX;
 		case ZYDIS_CATEGORY_SSE: return VECTOR_SSE; /* LDMXCSR and STMXCSR */
 		case ZYDIS_CATEGORY_AVX: return VECTOR_AVX; /* VZEROUPPER, VLDMXCSR */
+		case ZYDIS_CATEGORY_CONVERT: /* CVTSS2SI r, m touches MXCSR though it names no XMM register */
+			if (zi->meta.isa_ext == ZYDIS_ISA_EXT_BASE || zi->meta.isa_ext == ZYDIS_ISA_EXT_LONGMODE)
+				return VECTOR_NONE;
+			return zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
 		default: break;
 		}
 	}
@@ -315,6 +321,10 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 		if (!sure)
 			read |= write;
 	}
+	/* "Undefined" may mean kept: so it is for divisions and bit tests on Intel's processors. */
+	if (zi->mnemonic == ZYDIS_MNEMONIC_DIV || zi->mnemonic == ZYDIS_MNEMONIC_IDIV ||
+	    zi->meta.category == ZYDIS_CATEGORY_BITBYTE)
+		read |= write;
 	if (zi->mnemonic == ZYDIS_MNEMONIC_LAHF)
 		read |= RFLAGS_ARITH & ~RFLAGS_OF;
 	in->flags_read = (uint16_t)read;

@@ -1,8 +1,6 @@
 /* Re-encodes an instruction for the host with another memory operand (Intel SDM 2, chapter 2). */
-#include <string.h>
-
 #include "engine/bt/insn.h"
-#include "x86/vcpu.h"
+#include "x86/cpu.h"
 
 static unsigned put_operand(const struct insn *in, unsigned base, uint8_t *out)
 {
@@ -25,7 +23,7 @@ static unsigned put_tail(const struct insn *in, uint8_t *out)
 {
 	unsigned n = in->len - in->tail_off;
 
-	memcpy(out, in->bytes + in->tail_off, n);
+	x86_copy(out, in->bytes + in->tail_off, n);
 	return n;
 }
 
@@ -71,7 +69,7 @@ static unsigned encode_legacy(const struct insn *in, unsigned base, uint8_t *out
 		out[n++] = 0xc0 | (op & 0xf);
 		return n;
 	}
-	memcpy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
+	x86_copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
 	n += opcode_end - in->opcode_off;
 	if (in->has_mem)
 		n += put_operand(in, base, out + n);
@@ -135,7 +133,7 @@ static unsigned encode_evex(const struct insn *in, unsigned base, uint8_t *out)
 unsigned insn_encode(const struct insn *in, unsigned base, uint8_t *out)
 {
 	if (in->encoding == 1 && !in->modrm_off) { /* VZEROUPPER, VZEROALL */
-		memcpy(out, in->bytes, in->len);
+		x86_copy(out, in->bytes, in->len);
 		return in->len;
 	}
 	switch (in->encoding) {

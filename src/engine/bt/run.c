@@ -164,6 +164,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	if (b)
 		return b;
 	generation = m->generation;
+	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
 	b = bt_translate(bv, v->rip, gpa, pair, flags);
 	if (b && generation != m->generation) /* a flush took the binding along */
 		*binding = find_page(bv, fault);

@@ -1038,7 +1038,6 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	struct step *last;
 	struct bt_block *b;
 
-	bt_world(bv);
 	bt_cache_reserve(m);
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
