@@ -93,6 +93,17 @@ static struct blob with_relocs(struct blob elf)
 	return elf;
 }
 
+static void put_le32(uint8_t *p, uint32_t v)
+{
+	memcpy(p, &v, 4);
+}
+
+static void put_be32(uint8_t *p, uint32_t v)
+{
+	v = __builtin_bswap32(v);
+	memcpy(p, &v, 4);
+}
+
 static size_t pack_lzo(struct blob in, uint8_t *out)
 {
 	static const uint8_t head[] = {0x89, 'L', 'Z', 'O', 0,  '\r', '\n', 0x1a, '\n', 0x10, 0x30, 0x20,
@@ -113,9 +124,9 @@ static size_t pack_lzo(struct blob in, uint8_t *out)
 			memcpy(out + n + 12, in.p + done, plain);
 			packed = plain;
 		}
-		*(uint32_t *)(out + n) = __builtin_bswap32(plain);
-		*(uint32_t *)(out + n + 4) = __builtin_bswap32((uint32_t)packed);
-		*(uint32_t *)(out + n + 8) = 0;
+		put_be32(out + n, plain);
+		put_be32(out + n + 4, (uint32_t)packed);
+		put_be32(out + n + 8, 0);
 		n += 12 + packed;
 		done += plain;
 	}
@@ -597,12 +608,12 @@ static void absurd_header_fields_are_refused(void **state)
 	*(uint64_t *)(k.p + 0x258) = 0xdead0000;
 	assert_rejected(k, EINVAL, "linked to");
 	memcpy(k.p, saved, sizeof(saved));
-	*(uint32_t *)(k.p + k.len - 4) = 0x7fffffff;
+	put_le32(k.p + k.len - 4, 0x7fffffff);
 	assert_rejected(k, EINVAL, "claims");
-	*(uint32_t *)(k.p + k.len - 4) = 0x100000;
+	put_le32(k.p + k.len - 4, 0x100000);
 	assert_rejected(k, EINVAL, "damaged");
 	k.p[1024 + 64] = 0;
-	*(uint32_t *)(k.p + k.len - 4) = 0x3000;
+	put_le32(k.p + k.len - 4, 0x3000);
 	assert_rejected(k, ENOEXEC, "compressed in a way");
 	free(k.p);
 }

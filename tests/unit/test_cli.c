@@ -1,0 +1,107 @@
+/* Command lines: sizes, options, and the help a mistake gets. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <string.h>
+
+#include "cli/options.h"
+
+struct options {
+	bool flag;
+	const char *text;
+	uint64_t size, number;
+};
+
+static const struct option_spec specs[] = {
+    {"flag", NULL, "a flag", OPTION_FLAG, offsetof(struct options, flag)},
+    {"text", "TEXT", "a text", OPTION_TEXT, offsetof(struct options, text)},
+    {"memory", "SIZE", "a size", OPTION_SIZE, offsetof(struct options, size)},
+    {"number", "N", "a number", OPTION_NUMBER, offsetof(struct options, number)},
+};
+
+static int parse(struct options *o, struct error *err, const char *a, const char *b, const char *c)
+{
+	const char *argv[] = {"command", a, b, c, NULL};
+	int argc = 1;
+
+	memset(o, 0, sizeof(*o));
+	while (argv[argc])
+		argc++;
+	return options_parse(specs, ARRAY_SIZE(specs), argc, (char **)argv, o, err);
+}
+
+static void sizes_have_units(void **state)
+{
+	static const struct {
+		const char *text;
+		uint64_t bytes;
+	} good[] = {{"0", 0},          {"4096", 4096},     {"0x1000", 4096},   {"512M", 512 * MiB}, {"512m", 512 * MiB},
+	            {"2G", 2 * GiB},   {"2GiB", 2 * GiB},  {"64KB", 64 * KiB}, {"1T", 1024 * GiB}};
+	static const char *const bad[] = {"", "M", "-1", "1X", "1MM", "1.5G", " 1", "99999999999T", "18446744073709551616",
+	                                  "0x", "1Mi B"};
+	uint64_t bytes;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		assert_int_equal(parse_size(good[i].text, &bytes), 0);
+		assert_int_equal(bytes, good[i].bytes);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		if (!parse_size(bad[i], &bytes))
+			fail_msg("'%s' was taken for %llu", bad[i], (unsigned long long)bytes);
+	}
+}
+
+static void both_spellings_set_values(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(parse(&o, &err, "--memory", "1G", "--flag"), 0);
+	assert_true(o.flag && o.size == GiB);
+	assert_int_equal(parse(&o, &err, "--text=a=b", "--number=7", NULL), 0);
+	assert_string_equal(o.text, "a=b");
+	assert_int_equal(o.number, 7);
+	assert_int_equal(parse(&o, &err, "--text", "--flag", NULL), 0); /* a value may look like an option */
+	assert_string_equal(o.text, "--flag");
+	assert_int_equal(parse(&o, &err, "--flag", "--help", "--bogus"), 1);
+}
+
+static void mistakes_get_a_sentence_that_helps(void **state)
+{
+	static const struct {
+		const char *a, *b, *sentence;
+	} bad[] = {
+	    {"--memroy", "1G", "did you mean --memory?"}, {"--mem", "1G", "did you mean --memory?"},
+	    {"--memory", NULL, "--memory SIZE"},          {"--memory", "big", "like 512M"},
+	    {"--number", "3x", "not a number"},           {"--flag=1", NULL, "takes no value"},
+	    {"file", NULL, "options begin with --"},      {"--", NULL, "unexpected argument"},
+	    {"--zzzzzzzzzzzzzzz", NULL, "--help lists"},  {"--=", NULL, "unknown option"},
+	};
+	struct options o;
+	struct error err;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		assert_int_equal(parse(&o, &err, bad[i].a, bad[i].b, NULL), -EINVAL);
+		if (!strstr(err.text, bad[i].sentence))
+			fail_msg("%s: \"%s\" lacks \"%s\"", bad[i].a, err.text, bad[i].sentence);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(sizes_have_units),
+	    cmocka_unit_test(both_spellings_set_values),
+	    cmocka_unit_test(mistakes_get_a_sentence_that_helps),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
