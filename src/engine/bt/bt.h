@@ -39,7 +39,8 @@ struct jump_entry {
 	uint64_t host; /* code of the block at rip in the canonical entry state */
 };
 
-#define PAGE_IDS 512
+#define PAGE_IDS 2048
+#define FILL_LOG 512
 
 /* Where the entry for a target lies; put_indirect emits the same. */
 static inline unsigned jump_index(uint64_t rip)
@@ -53,7 +54,10 @@ struct bt_space {
 	struct tlb_entry tlb[TLB_ENTRIES];
 	struct jump_entry jump[JUMP_ENTRIES];
 	uint32_t page_id[PAGE_IDS]; /* binding that the page at this index has now, 0 = look */
-	bool dirty;                 /* something was entered since the last reset */
+	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
+	 * entries it touches everything. */
+	uint32_t tlb_fills, jump_fills, page_fills;
+	uint16_t tlb_log[FILL_LOG], jump_log[FILL_LOG], page_log[FILL_LOG];
 };
 
 /* The spaces of one address space, most recently used kept. */
@@ -250,6 +254,7 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err);
 void bt_space_free(struct bt_vcpu *bv);
 void bt_space_select(struct bt_vcpu *bv);                 /* sets `space` for the current state */
 int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
+void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host);
 void bt_space_flush_all(struct bt_vcpu *bv);              /* every entry of every space */
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);

@@ -320,6 +320,9 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 
 		if (!sure)
 			read |= write;
+		/* Rotates by more than one may keep OF. */
+		if (zi->meta.category == ZYDIS_CATEGORY_ROTATE && (zi->opcode & 0xfe) != 0xd0)
+			read |= write & RFLAGS_OF;
 	}
 	/* "Undefined" may mean kept: so it is for divisions and bit tests on Intel's processors. */
 	if (zi->mnemonic == ZYDIS_MNEMONIC_DIV || zi->mnemonic == ZYDIS_MNEMONIC_IDIV ||

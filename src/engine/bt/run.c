@@ -185,9 +185,7 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, fault);
 	if (!b)
 		return NULL;
-	j->rip = bv->v.rip;
-	j->host = (uint64_t)b->host;
-	bv->space->dirty = true;
+	bt_space_fill_jump(bv, bv->v.rip, b->host);
 	return b->host;
 }
 

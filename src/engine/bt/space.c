@@ -13,20 +13,60 @@
 #define ROOT_NONE (~0ull)
 #define ROOT_UNPAGED (~1ull)
 
+static void tlb_clear(struct tlb_entry *t)
+{
+	t->read_tag = t->write_tag = TLB_INVALID;
+}
+
+static void jump_clear(struct bt_machine *m, struct jump_entry *j)
+{
+	j->rip = JUMP_INVALID;
+	j->host = (uint64_t)m->lookup_exit;
+}
+
+static void jumps_reset(struct bt_machine *m, struct bt_space *s)
+{
+	if (s->jump_fills <= FILL_LOG)
+		for (uint32_t i = 0; i < s->jump_fills; i++)
+			jump_clear(m, &s->jump[s->jump_log[i]]);
+	else
+		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
+			jump_clear(m, &s->jump[i]);
+	if (s->page_fills <= FILL_LOG)
+		for (uint32_t i = 0; i < s->page_fills; i++)
+			s->page_id[s->page_log[i]] = 0;
+	else
+		x86_zero(s->page_id, sizeof(s->page_id));
+	s->jump_fills = s->page_fills = 0;
+}
+
 static void space_reset(struct bt_machine *m, struct bt_space *s)
 {
-	if (!s->dirty)
-		return;
-	for (unsigned i = 0; i < TLB_ENTRIES; i++) {
-		s->tlb[i].read_tag = TLB_INVALID;
-		s->tlb[i].write_tag = TLB_INVALID;
-	}
-	for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
-		s->jump[i].rip = JUMP_INVALID;
-		s->jump[i].host = (uint64_t)m->lookup_exit;
-	}
-	x86_zero(s->page_id, sizeof(s->page_id));
-	s->dirty = false;
+	if (s->tlb_fills <= FILL_LOG)
+		for (uint32_t i = 0; i < s->tlb_fills; i++)
+			tlb_clear(&s->tlb[s->tlb_log[i]]);
+	else
+		for (unsigned i = 0; i < TLB_ENTRIES; i++)
+			tlb_clear(&s->tlb[i]);
+	s->tlb_fills = 0;
+	jumps_reset(m, s);
+}
+
+static void note_fill(uint32_t *fills, uint16_t *log, unsigned index)
+{
+	if (*fills < FILL_LOG)
+		log[*fills] = (uint16_t)index;
+	if (*fills <= FILL_LOG)
+		++*fills;
+}
+
+void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host)
+{
+	struct bt_space *s = bv->space;
+	unsigned index = jump_index(rip);
+
+	s->jump[index] = (struct jump_entry){rip, (uint64_t)host};
+	note_fill(&s->jump_fills, s->jump_log, index);
 }
 
 /* All spaces of a vcpu are one mapping; a space costs memory once it is used. */
@@ -40,7 +80,7 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 
 	if (!s) {
 		s = (struct bt_space *)(bv->spaces + index * SPACE_STRIDE);
-		s->dirty = true;
+		s->tlb_fills = s->jump_fills = s->page_fills = FILL_LOG + 1;
 		space_reset(bv->m, s);
 		set->space[kind] = s;
 	}
@@ -131,10 +171,8 @@ void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
 static void drop_page_jumps(struct bt_machine *m, struct bt_space *s, uint64_t vpage)
 {
 	for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-		if (s->jump[i].rip >> GUEST_PAGE_SHIFT == vpage) {
-			s->jump[i].rip = JUMP_INVALID;
-			s->jump[i].host = (uint64_t)m->lookup_exit;
-		}
+		if (s->jump[i].rip >> GUEST_PAGE_SHIFT == vpage)
+			jump_clear(m, &s->jump[i]);
 }
 
 /* The code page at this index of page_id goes out of `s`. */
@@ -158,7 +196,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 		uint32_t id = s->page_id[vpage & (PAGE_IDS - 1)];
 
 		if (t->read_tag == tag || t->write_tag == tag)
-			t->read_tag = t->write_tag = TLB_INVALID;
+			tlb_clear(t);
 		if (id && m->binding_pool[id].vpage == vpage) {
 			drop_page_id(m, s, vpage & (PAGE_IDS - 1));
 			bv->redispatch = true;
@@ -175,7 +213,7 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
 	if (s->page_id[index] != binding->id) {
 		drop_page_id(bv->m, s, index);
 		s->page_id[index] = binding->id;
-		s->dirty = true;
+		note_fill(&s->page_fills, s->page_log, index);
 	}
 }
 
@@ -190,7 +228,7 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 	*flags &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
 	for (unsigned n = 0; n < m->nvcpus; n++)
 		FOR_EACH_SPACE(m->vcpus[n], s)
-			for (unsigned i = 0; s->dirty && i < TLB_ENTRIES; i++)
+			for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
 				if (s->tlb[i].host == host)
 					s->tlb[i].write_tag = TLB_INVALID;
 }
@@ -203,10 +241,8 @@ void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
 		FOR_EACH_SPACE(m->vcpus[n], s) {
 			struct jump_entry *j = &s->jump[jump_index(rip)];
 
-			if (j->rip == rip) {
-				j->rip = JUMP_INVALID;
-				j->host = (uint64_t)m->lookup_exit;
-			}
+			if (j->rip == rip)
+				jump_clear(m, j);
 		}
 }
 
@@ -216,11 +252,9 @@ void bt_space_forget_code(struct bt_machine *m)
 
 	for (unsigned n = 0; n < m->nvcpus; n++)
 		FOR_EACH_SPACE(m->vcpus[n], s) {
-			for (unsigned i = 0; i < JUMP_ENTRIES; i++) {
-				s->jump[i].rip = JUMP_INVALID;
-				s->jump[i].host = (uint64_t)m->lookup_exit;
-			}
-			x86_zero(s->page_id, sizeof(s->page_id));
+			/* Also the entries that hold nothing: their way out has moved. */
+			s->jump_fills = s->page_fills = FILL_LOG + 1;
+			jumps_reset(m, s);
 		}
 }
 
@@ -245,7 +279,7 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : TLB_INVALID;
 	t->write_tag = TLB_INVALID;
-	s->dirty = true;
+	note_fill(&s->tlb_fills, s->tlb_log, (unsigned)(t - s->tlb));
 	if (!(walk.prot & PROT_W))
 		return 0;
 	if (*flags & RAM_PAGE_CODE)
