@@ -15,14 +15,9 @@ struct string_op {
 	uint8_t rep;
 };
 
-static uint64_t mask_of(unsigned size)
-{
-	return size == 8 ? ~0ull : (1ull << (size * 8)) - 1;
-}
-
 static void advance(struct vcpu *v, unsigned reg, unsigned addrsize, uint64_t bytes)
 {
-	uint64_t mask = mask_of(addrsize), value = v->regs[reg] + bytes;
+	uint64_t mask = bt_size_mask(addrsize), value = v->regs[reg] + bytes;
 
 	v->regs[reg] = addrsize == 4 ? (uint32_t)value : (v->regs[reg] & ~mask) | (value & mask);
 }
@@ -65,7 +60,7 @@ static int write_element(struct bt_vcpu *bv, uint64_t offset, unsigned size, uin
 static int element(struct bt_vcpu *bv, const struct string_op *op)
 {
 	struct vcpu *v = &bv->v;
-	uint64_t step = v->rflags & RFLAGS_DF ? -(uint64_t)op->size : op->size, mask = mask_of(op->addrsize);
+	uint64_t step = v->rflags & RFLAGS_DF ? -(uint64_t)op->size : op->size, mask = bt_size_mask(op->addrsize);
 	uint64_t si = v->regs[GPR_RSI] & mask, di = v->regs[GPR_RDI] & mask, a, b;
 	uint16_t port = (uint16_t)v->regs[GPR_RDX];
 	bool uses_si = false, uses_di = true;
@@ -86,7 +81,7 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 	case OP_SCAS:
 		if (read_element(bv, SEG_ES, di, op->size, &b))
 			return X86_FAULT;
-		compare_flags(v, v->regs[GPR_RAX] & mask_of(op->size), b, op->size);
+		compare_flags(v, v->regs[GPR_RAX] & bt_size_mask(op->size), b, op->size);
 		break;
 	case OP_LODS:
 		if (read_element(bv, op->seg, si, op->size, &a))
@@ -94,12 +89,12 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 		if (op->size >= 4)
 			v->regs[GPR_RAX] = a;
 		else
-			v->regs[GPR_RAX] = (v->regs[GPR_RAX] & ~mask_of(op->size)) | a;
+			v->regs[GPR_RAX] = (v->regs[GPR_RAX] & ~bt_size_mask(op->size)) | a;
 		uses_si = true;
 		uses_di = false;
 		break;
 	case OP_STOS:
-		if (write_element(bv, di, op->size, v->regs[GPR_RAX] & mask_of(op->size)))
+		if (write_element(bv, di, op->size, v->regs[GPR_RAX] & bt_size_mask(op->size)))
 			return X86_FAULT;
 		break;
 	case OP_INS:
@@ -188,7 +183,7 @@ static void host_store(void *dst, uint64_t n, unsigned size, uint64_t rax)
 static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t count)
 {
 	struct vcpu *v = &bv->v;
-	uint64_t mask = mask_of(op->addrsize), n = count;
+	uint64_t mask = bt_size_mask(op->addrsize), n = count;
 	uint64_t si = v->regs[GPR_RSI] & mask, di = v->regs[GPR_RDI] & mask;
 	gpa_t from, to;
 	void *src, *dst;
@@ -219,7 +214,7 @@ static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t co
 static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uint64_t count, bool *done)
 {
 	struct vcpu *v = &bv->v;
-	uint64_t mask = mask_of(op->addrsize), n = count, i, a = 0, b = 0;
+	uint64_t mask = bt_size_mask(op->addrsize), n = count, i, a = 0, b = 0;
 	uint64_t si = v->regs[GPR_RSI] & mask, di = v->regs[GPR_RDI] & mask;
 	bool while_equal = op->rep == 0xf3;
 	const uint8_t *p = NULL, *q;
@@ -235,7 +230,7 @@ static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uin
 	q = run_of(bv, SEG_ES, di, op->size, false, &n, &gpa);
 	if (!q)
 		return 0;
-	a = v->regs[GPR_RAX] & mask_of(op->size);
+	a = v->regs[GPR_RAX] & bt_size_mask(op->size);
 	for (i = 0; i < n;) {
 		b = 0;
 		x86_copy(&b, q + i * op->size, op->size);
@@ -289,7 +284,7 @@ int bt_interp_string(struct bt_vcpu *bv, const struct insn *in)
 	decode_op(in, &op);
 	if (!op.rep)
 		return element(bv, &op);
-	mask = mask_of(op.addrsize);
+	mask = bt_size_mask(op.addrsize);
 	for (;;) {
 		uint64_t count = v->regs[GPR_RCX] & mask, n = 0;
 		bool compares = op.kind == OP_CMPS || op.kind == OP_SCAS, done = false;

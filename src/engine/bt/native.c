@@ -1,0 +1,237 @@
+/* Instructions that run on the host: ordinary ones in a stub with the memory operand replaced, and the
+ * XSAVE family on a bounce copy.  Results and flags are the hardware's. */
+#include <Zydis/Zydis.h>
+
+#include "engine/bt/interp.h"
+
+bool bt_vector_allowed(const struct vcpu *v, enum insn_vec vec)
+{
+	if (vec == VECTOR_NONE)
+		return true;
+	if (v->cr0 & (CR0_TS | CR0_EM))
+		return false;
+	if (vec <= VECTOR_MMX)
+		return true;
+	if (vec == VECTOR_SSE)
+		return v->cr4 & CR4_OSFXSR;
+	if (!(v->cr4 & CR4_OSXSAVE) || !(v->xcr0 & XCR0_AVX))
+		return false;
+	return vec == VECTOR_AVX || (v->xcr0 & XCR0_AVX512) == XCR0_AVX512;
+}
+
+int bt_vector_check(struct bt_vcpu *bv, enum insn_vec vec)
+{
+	struct vcpu *v = &bv->v;
+
+	if (bt_vector_allowed(v, vec))
+		return 0;
+	if ((v->cr0 & CR0_EM) && vec == VECTOR_X87)
+		return x86_fault(v, VEC_NM);
+	if (!(v->cr0 & CR0_EM)) {
+		uint64_t cr0 = v->cr0;
+		bool otherwise;
+
+		v->cr0 &= ~(uint64_t)CR0_TS;
+		otherwise = bt_vector_allowed(v, vec);
+		v->cr0 = cr0;
+		if (otherwise)
+			return x86_fault(v, VEC_NM);
+	}
+	return x86_fault(v, VEC_UD);
+}
+
+static void need_stub(struct bt_vcpu *bv, struct icache_entry *e)
+{
+	if (!e->has_stub || e->stub_generation != bv->m->generation)
+		bt_put_stub(bv->m, e, bv->stubs + (size_t)(e - bv->icache) * STUB_SIZE);
+}
+
+/* Runs the stub of `e`; regs[stub_base] already holds the operand's host address if there is one. */
+static int run_stub(struct bt_vcpu *bv, struct icache_entry *e)
+{
+	uint8_t *stub = bv->stubs + (size_t)(e - bv->icache) * STUB_SIZE;
+	struct vcpu *v = &bv->v;
+
+	if (e->in.vec != VECTOR_NONE)
+		bt_vec_load(bv);
+	bv->site = SITE_STUB;
+	bt_flags_to_arith(bv);
+	bt_enter(bv, stub);
+	bt_flags_from_arith(bv);
+	if (bv->site != SITE_FAULT)
+		return 0;
+	if (bv->trap == VEC_GP || bv->trap == VEC_AC || bv->trap == VEC_SS)
+		return x86_fault_code(v, bv->trap, 0);
+	return x86_fault(v, bv->trap);
+}
+
+static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
+{
+	struct vcpu *v = &bv->v;
+	const struct insn *in = &e->in;
+	uint64_t offset = bt_effective(v, in), saved, saved_bit = 0;
+	unsigned access = (in->mem_write ? ACC_WRITE : ACC_READ) | x86_access_user(v);
+	unsigned size = in->mem_size, base, bit_reg = in->op[1].reg;
+	struct page_walk walk;
+	uint8_t *p = NULL;
+	bool bounce;
+	gva_t la;
+	int rc;
+
+	if (in->agen) { /* LEA */
+		bt_reg_write(v, in->op[0].reg, in->op[0].size, offset);
+		return 0;
+	}
+	if (in->bitmem) {
+		int64_t bit = (int64_t)v->regs[bit_reg];
+
+		if (in->opsize == 4)
+			bit = (int32_t)bit;
+		else if (in->opsize == 2)
+			bit = (int16_t)bit;
+		offset = (offset + (uint64_t)((bit >> (in->opsize == 8 ? 6 : in->opsize == 4 ? 5 : 4)) *
+		                              in->opsize)) & bt_size_mask(in->addrsize);
+	}
+	if (bt_mem_linear(v, in->mem_seg, offset, size, in->mem_write, &la))
+		return X86_FAULT;
+	bt_watch(bv, la, size, in->mem_write);
+	if (x86_walk(v, la, access, &walk))
+		return X86_FAULT;
+	bounce = (la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE;
+	if (!bounce) {
+		p = ram_host(v->ram, walk.gpa, size);
+		bounce = !p;
+	}
+	if (bounce) {
+		/* At the same offset in a cache line, so that alignment checks come out the same. */
+		struct page_walk last;
+
+		if ((la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE &&
+		    x86_walk(v, la + size - 1, access, &last))
+			return X86_FAULT;
+		p = bv->bounce + (la & 63);
+		if (in->mem_read || in->vec >= VECTOR_AVX) {
+			if (x86_read(v, la, p, size, ACC_READ | x86_access_user(v)))
+				return X86_FAULT;
+		}
+		bv->m->stats.page_crossings++;
+	}
+	need_stub(bv, e);
+	base = e->stub_base;
+	saved = v->regs[base];
+	v->regs[base] = (uint64_t)p;
+	if (in->bitmem) {
+		saved_bit = v->regs[bit_reg];
+		v->regs[bit_reg] &= in->opsize * 8u - 1;
+	}
+	rc = run_stub(bv, e);
+	v->regs[base] = saved;
+	if (in->bitmem)
+		v->regs[bit_reg] = saved_bit;
+	if (rc)
+		return rc;
+	if (in->mem_write) {
+		if (bounce)
+			return x86_write(v, la, p, size, access);
+		ram_written(v->ram, walk.gpa, size);
+	}
+	return 0;
+}
+
+int bt_interp_native(struct bt_vcpu *bv, struct icache_entry *e)
+{
+	if (bt_vector_check(bv, e->in.vec))
+		return X86_FAULT;
+	if (e->in.has_mem)
+		return native_memory(bv, e);
+	need_stub(bv, e);
+	return run_stub(bv, e);
+}
+
+/* --- XSAVE family and FXSAVE: on a bounce copy, by the host's own instructions --- */
+
+int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
+{
+	struct vcpu *v = &bv->v;
+	bool wide = in->rex & 8;
+	uint64_t mask = ((uint32_t)v->regs[GPR_RAX] | v->regs[GPR_RDX] << 32) & v->xcr0;
+	unsigned user = x86_access_user(v), size;
+	enum xstate_op op;
+	uint8_t *p = bv->bounce;
+	bool fx, save;
+	gva_t la;
+
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64: op = XSTATE_FXSAVE; break;
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64: op = XSTATE_FXRSTOR; break;
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64: op = XSTATE_XRSTOR; break;
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64: op = XSTATE_XSAVEC; break;
+	default: op = XSTATE_XSAVE; /* XSAVEOPT, too: what it may skip it need not */
+	}
+	fx = op == XSTATE_FXSAVE || op == XSTATE_FXRSTOR;
+	save = op != XSTATE_FXRSTOR && op != XSTATE_XRSTOR;
+	if (!fx && !(v->cr4 & CR4_OSXSAVE))
+		return x86_fault(v, VEC_UD);
+	if (v->cr0 & (CR0_TS | (fx ? CR0_EM : 0)))
+		return x86_fault(v, VEC_NM);
+	size = fx ? 512 : bt_xsave_size(v->xcr0);
+	if (bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, save, &la))
+		return X86_FAULT;
+	if (la & (fx ? 15 : 63))
+		return x86_fault_code(v, VEC_GP, 0);
+	if (save && x86_write(v, la, p, 0, user))
+		return X86_FAULT;
+	/* What a save leaves alone must keep its value; what a restore reads must be there. */
+	if (x86_read(v, la, p, size, ACC_READ | user))
+		return X86_FAULT;
+	/* Components that the guest has not enabled must not come in by the header. */
+	if (!fx && !save &&
+	    ((*(uint64_t *)(p + 512) | (*(uint64_t *)(p + 520) & ~(1ull << 63))) & ~v->xcr0))
+		return x86_fault_code(v, VEC_GP, 0);
+	bt_vec_load(bv);
+	if (bt_xstate_op(op, wide, p, mask))
+		return x86_fault_code(v, VEC_GP, 0);
+	if (!save)
+		return 0;
+	if (fx || (mask & XCR0_X87)) {
+		/* The last x87 instruction's addresses are the host's: not for the guest to see. */
+		for (unsigned i = 8; i < 24; i++)
+			p[i] = 0;
+	}
+	return x86_write(v, la, p, size, ACC_WRITE | user);
+}
+
+/* FNSTENV and FNSAVE store the same addresses. */
+int bt_interp_x87_environment(struct bt_vcpu *bv, struct icache_entry *e)
+{
+	const struct insn *in = &e->in;
+	struct vcpu *v = &bv->v;
+	unsigned size = in->mem_size, word = in->opsize == 2 ? 2 : 4, user = x86_access_user(v);
+	uint64_t saved;
+	gva_t la;
+	int rc;
+
+	if (bt_vector_check(bv, VECTOR_X87) || bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, true, &la))
+		return X86_FAULT;
+	for (unsigned i = 0; i < size; i += size - 1) {
+		struct page_walk walk;
+
+		if (x86_walk(v, la + i, ACC_WRITE | user, &walk))
+			return X86_FAULT;
+	}
+	need_stub(bv, e);
+	saved = v->regs[e->stub_base];
+	v->regs[e->stub_base] = (uint64_t)bv->bounce;
+	rc = run_stub(bv, e);
+	v->regs[e->stub_base] = saved;
+	if (rc)
+		return rc;
+	for (unsigned i = 3 * word; i < 7 * word; i++)
+		bv->bounce[i] = 0;
+	return x86_write(v, la, bv->bounce, size, ACC_WRITE | user);
+}
+
