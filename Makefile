@@ -11,6 +11,8 @@
 #   make bench              measure; writes docs/performance.md
 #   make install            PREFIX=/usr/local DESTDIR=
 #   make format | clean
+#
+#   V=1 shows the commands; WERROR=1 makes warnings errors.
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -26,6 +28,14 @@ VERSION := 0.1
 comma := ,
 empty :=
 space := $(empty) $(empty)
+
+ifeq ($(V),1)
+Q =
+say = @true
+else
+Q = @
+say = @printf '  %-5s %s\n'
+endif
 
 # --- one build directory a variant -------------------------------------------------------------
 compiler := $(notdir $(firstword $(CC)))
@@ -78,12 +88,14 @@ GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-
 all: $(BUILD)/takt
 
 $(BUILD)/takt: $(MAIN_OBJ) $(BUILD)/libtakt.a
-	$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(say) LINK $@
+	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 # Made anew each time (q: members may share a name), and again when the list of objects changes.
 $(BUILD)/libtakt.a: $(LIB_OBJ) $(BUILD)/objects.list
 	@rm -f $@
-	$(AR) qcs $@ $(LIB_OBJ)
+	$(say) AR $@
+	$(Q)$(AR) qcs $@ $(LIB_OBJ)
 
 $(BUILD)/objects.list: FORCE
 	@mkdir -p $(@D)
@@ -95,32 +107,38 @@ $(BT_RUNTIME): SAN_FLAGS :=
 
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(TAKT_CFLAGS) $(SAN_FLAGS) $(RUNTIME_FLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(say) CC $<
+	$(Q)$(CC) $(TAKT_CFLAGS) $(SAN_FLAGS) $(RUNTIME_FLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/%.S.o: %.S Makefile
 	@mkdir -p $(@D)
-	$(CC) -g -Isrc $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(say) AS $<
+	$(Q)$(CC) -g -Isrc $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # --- tests -------------------------------------------------------------------------------------
 unit: $(UNIT_BIN)
 
 $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(UNIT_COMMON_OBJ) $(BUILD)/libtakt.a
 	@mkdir -p $(@D)
-	$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(say) LINK $@
+	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 guest-tests: $(GUEST_TEST_BIN)
 
 $(BUILD)/guest-tests/lib/%.o: tests/guest/lib/% Makefile
 	@mkdir -p $(@D)
-	$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
+	$(say) GUEST $@
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/guest-tests/%: tests/guest/%.S $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
 	@mkdir -p $(@D)
-	$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+	$(say) GUEST $@
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
 $(BUILD)/guest-tests/%: tests/guest/%.c $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
 	@mkdir -p $(@D)
-	$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+	$(say) GUEST $@
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
 check: $(BUILD)/takt unit guest-tests guest
 	scripts/check $(BUILD)
