@@ -260,7 +260,12 @@ static void run_guest(struct world *w)
 	memcpy(v->xsave, w->xsave, sizeof(v->xsave));
 	v->rflags = w->rflags | 2;
 	guest_write(DATA, w->data, DATA_SIZE);
+	/* A guest address that slipped through untranslated must not find anything there. */
+	mprotect((void *)DATA, DATA_SIZE, PROT_NONE);
+	mprotect((void *)CODE, CODE_SIZE, PROT_NONE);
 	reason = engine_bt.run(v, &err);
+	mprotect((void *)DATA, DATA_SIZE, PROT_READ | PROT_WRITE);
+	mprotect((void *)CODE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC);
 	assert_int_equal(reason, EXIT_HALTED);
 	memcpy(w->regs, v->regs, sizeof(v->regs));
 	memcpy(w->xsave, v->xsave, sizeof(v->xsave));

@@ -22,14 +22,19 @@
 /* --- software TLB and jump caches, one set an address space and privilege --- */
 
 #define TLB_ENTRIES 1024
-#define TLB_INVALID (1ull << 63) /* matches no canonical address */
-
 /* tag + address < 4096 iff the page matches; host + (tag + address) is the host address. */
 struct tlb_entry {
-	uint64_t read_tag, write_tag; /* minus the page's address, or TLB_INVALID */
+	uint64_t read_tag, write_tag; /* minus the page's address, or tlb_invalid */
 	uint64_t host;                /* host address of the page */
 	uint64_t unused;
 };
+
+/* The tag of an empty entry: that of a page which belongs to the neighbouring entry, so that no
+ * address looked up here matches, canonical or not. */
+static inline uint64_t tlb_invalid(unsigned index)
+{
+	return -((uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT);
+}
 
 #define JUMP_ENTRIES 4096
 #define JUMP_INVALID 1ull /* with host = the lookup exit */

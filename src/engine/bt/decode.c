@@ -455,7 +455,10 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 			    ops[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN &&
 			    (++n > 1 || ops[i].visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT))
 				in->kind = INSN_SPECIAL;
-		if (in->has_mem && in->mem_size == 0 && !in->agen)
+		/* A memory operand that insn_encode could not replace must never run as it stands. */
+		if (in->has_mem && !in->agen &&
+		    (in->mem_size == 0 ||
+		     (!in->modrm_off && (in->encoding || (in->bytes[in->opcode_off] & 0xfc) != 0xa0))))
 			in->kind = INSN_UNKNOWN;
 		if (zi.mnemonic == ZYDIS_MNEMONIC_LEA)
 			in->agen = 1;

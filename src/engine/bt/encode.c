@@ -2,9 +2,10 @@
 #include "engine/bt/insn.h"
 #include "x86/cpu.h"
 
-static unsigned put_operand(const struct insn *in, unsigned base, uint8_t *out)
+/* ModRM (and what follows it) for [base], register field of `modrm`. */
+static unsigned put_operand(uint8_t modrm, unsigned base, uint8_t *out)
 {
-	uint8_t reg = in->bytes[in->modrm_off] & 0x38;
+	uint8_t reg = modrm & 0x38;
 	unsigned n = 0;
 
 	if ((base & 7) == 4) { /* r12 needs a SIB byte */
@@ -69,10 +70,17 @@ static unsigned encode_legacy(const struct insn *in, unsigned base, uint8_t *out
 		out[n++] = 0xc0 | (op & 0xf);
 		return n;
 	}
+	if (in->has_mem && !in->modrm_off) {
+		/* MOV with an absolute address (A0 to A3): the form with ModRM, register rax. */
+		static const uint8_t form[] = {0x8a, 0x8b, 0x88, 0x89};
+
+		out[n++] = form[in->bytes[in->opcode_off] & 3];
+		return n + put_operand(0, base, out + n);
+	}
 	x86_copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
 	n += opcode_end - in->opcode_off;
 	if (in->has_mem)
-		n += put_operand(in, base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, out + n);
 	else if (in->modrm_off)
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
@@ -107,7 +115,7 @@ static unsigned encode_vex(const struct insn *in, unsigned base, uint8_t *out)
 	}
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in, base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
@@ -124,7 +132,7 @@ static unsigned encode_evex(const struct insn *in, unsigned base, uint8_t *out)
 	out[n++] = b[3];
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in, base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);

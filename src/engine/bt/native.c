@@ -107,7 +107,7 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 		struct page_walk last;
 
 		if ((la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE &&
-		    x86_walk(v, la + size - 1, access, &last))
+		    x86_walk(v, (la + size - 1) & ~(gva_t)GUEST_PAGE_MASK, access, &last))
 			return X86_FAULT;
 		p = bv->bounce + (la & 63);
 		if (in->mem_read || in->vec >= VECTOR_AVX) {

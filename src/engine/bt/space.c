@@ -13,9 +13,9 @@
 #define ROOT_NONE (~0ull)
 #define ROOT_UNPAGED (~1ull)
 
-static void tlb_clear(struct tlb_entry *t)
+static void tlb_clear(struct bt_space *s, unsigned index)
 {
-	t->read_tag = t->write_tag = TLB_INVALID;
+	s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
 }
 
 static void jump_clear(struct bt_machine *m, struct jump_entry *j)
@@ -44,10 +44,10 @@ static void space_reset(struct bt_machine *m, struct bt_space *s)
 {
 	if (s->tlb_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->tlb_fills; i++)
-			tlb_clear(&s->tlb[s->tlb_log[i]]);
+			tlb_clear(s, s->tlb_log[i]);
 	else
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			tlb_clear(&s->tlb[i]);
+			tlb_clear(s, i);
 	s->tlb_fills = 0;
 	jumps_reset(m, s);
 }
@@ -196,7 +196,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 		uint32_t id = s->page_id[vpage & (PAGE_IDS - 1)];
 
 		if (t->read_tag == tag || t->write_tag == tag)
-			tlb_clear(t);
+			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
 		if (id && m->binding_pool[id].vpage == vpage) {
 			drop_page_id(m, s, vpage & (PAGE_IDS - 1));
 			bv->redispatch = true;
@@ -230,7 +230,7 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 		FOR_EACH_SPACE(m->vcpus[n], s)
 			for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
 				if (s->tlb[i].host == host)
-					s->tlb[i].write_tag = TLB_INVALID;
+					s->tlb[i].write_tag = tlb_invalid(i);
 }
 
 void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
@@ -264,7 +264,8 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_space *s = bv->space;
-	struct tlb_entry *t = &s->tlb[va >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1)];
+	unsigned index = va >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1);
+	struct tlb_entry *t = &s->tlb[index];
 	uint64_t tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
 	struct page_walk walk;
 	uint8_t *flags;
@@ -277,9 +278,9 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 		return 1;
 	flags = &v->ram->page_flags[ram_page_index(v->ram, walk.gpa)];
 	t->host = (uint64_t)host;
-	t->read_tag = walk.prot & PROT_R ? tag : TLB_INVALID;
-	t->write_tag = TLB_INVALID;
-	note_fill(&s->tlb_fills, s->tlb_log, (unsigned)(t - s->tlb));
+	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
+	t->write_tag = tlb_invalid(index);
+	note_fill(&s->tlb_fills, s->tlb_log, index);
 	if (!(walk.prot & PROT_W))
 		return 0;
 	if (*flags & RAM_PAGE_CODE)
