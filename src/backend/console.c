@@ -1,9 +1,9 @@
 /* The console: see console.h.
  *
- * Descriptors are never made non-blocking in place: the terminal's open file is shared with the shell
- * and others.  Output goes through a description of its own (reopened through /proc), input is read
- * only when epoll says there is some.  Where a descriptor cannot be watched (regular files, /dev/null)
- * reading and writing it does not block.
+ * Descriptors are never made non-blocking in place: the terminal's open file is shared with the
+ * shell and others.  Output goes through a description of its own (reopened through /proc), input
+ * is read only when epoll says there is some.  Where a descriptor cannot be watched (regular files,
+ * /dev/null) reading and writing it does not block.
  */
 #include "backend/console.h"
 
@@ -55,7 +55,8 @@ struct console {
 	struct loop_wake wake; /* output in an empty ring, or room for input */
 };
 
-/* --- the terminal: one for the process ------------------------------------------------------------ */
+/* --- the terminal: one for the process
+ * ------------------------------------------------------------ */
 
 static struct termios saved_termios;
 static volatile sig_atomic_t terminal_raw;
@@ -101,7 +102,8 @@ void console_resume(struct console *c)
 		terminal_set_raw();
 }
 
-/* --- output --------------------------------------------------------------------------------------- */
+/* --- output
+ * --------------------------------------------------------------------------------------- */
 
 /* Takes up to `max` bytes from the ring without removing them. */
 static size_t ring_peek(struct console *c, uint8_t *buf, size_t max)
@@ -132,7 +134,7 @@ static void ring_remove(struct console *c, size_t n)
 	pthread_mutex_unlock(&c->lock);
 	if (dropped)
 		log_warn("%llu bytes of console output were dropped: nobody reads them fast enough",
-		         (unsigned long long)dropped);
+			 (unsigned long long)dropped);
 }
 
 static void watch_output(struct console *c, bool on)
@@ -146,7 +148,8 @@ static void watch_output(struct console *c, bool on)
 static void output_failed(struct console *c)
 {
 	if (errno != EPIPE)
-		log_warn("cannot write the console (%s): its output is lost from now on", strerror(errno));
+		log_warn("cannot write the console (%s): its output is lost from now on",
+			 strerror(errno));
 	loop_remove(&c->out);
 	if (c->out_owned)
 		close(c->out_fd);
@@ -228,13 +231,14 @@ void console_write(struct console *c, const uint8_t *buf, size_t len)
 		loop_wake_post(&c->wake);
 }
 
-/* --- input ---------------------------------------------------------------------------------------- */
+/* --- input
+ * ---------------------------------------------------------------------------------------- */
 
 static void show_help(struct console *c)
 {
 	static const char text[] = "\r\ntakt:  Ctrl-a x  quit (the machine is switched off hard)"
-	                           "\r\n       Ctrl-a h  this help"
-	                           "\r\n       Ctrl-a Ctrl-a  send Ctrl-a to the guest\r\n";
+				   "\r\n       Ctrl-a h  this help"
+				   "\r\n       Ctrl-a Ctrl-a  send Ctrl-a to the guest\r\n";
 
 	console_write(c, (const uint8_t *)text, sizeof(text) - 1);
 }
@@ -249,12 +253,18 @@ static void command(struct console *c, uint8_t byte)
 {
 	switch (byte) {
 	case 'x':
-	case 'X': c->config.quit(c->config.data); break;
+	case 'X':
+		c->config.quit(c->config.data);
+		break;
 	case 'h':
 	case 'H':
-	case '?': show_help(c); break;
+	case '?':
+		show_help(c);
+		break;
 	case 'a':
-	case ESCAPE: add_input(c, ESCAPE); break;
+	case ESCAPE:
+		add_input(c, ESCAPE);
+		break;
 	default: /* no command: both keys were meant for the guest */
 		add_input(c, ESCAPE);
 		add_input(c, byte);
@@ -286,8 +296,8 @@ static void push_pending(struct console *c)
 	c->npending -= n;
 }
 
-/* A terminal is read even when the guest takes nothing, or Ctrl-a x would be lost; what does not fit
- * is then lost, as on a real serial line. */
+/* A terminal is read even when the guest takes nothing, or Ctrl-a x would be lost; what does not
+ * fit is then lost, as on a real serial line. */
 static size_t input_room(const struct console *c)
 {
 	return c->terminal ? PENDING_SIZE : PENDING_SIZE - c->npending;
@@ -352,7 +362,8 @@ void console_room(struct console *c)
 	loop_wake_post(&c->wake);
 }
 
-/* --- life cycle ----------------------------------------------------------------------------------- */
+/* --- life cycle
+ * ----------------------------------------------------------------------------------- */
 
 static int open_stdout(struct console *c)
 {
@@ -370,9 +381,11 @@ static int open_stdout(struct console *c)
 static int open_file(struct console *c, const char *path, struct error *err)
 {
 	/* O_NONBLOCK: a FIFO without a reader is an error now, not a takt that hangs. */
-	c->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+	c->out_fd =
+	    open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
 	if (c->out_fd < 0)
-		return error_set(err, errno, "cannot write console file %s: %s", path, strerror(errno));
+		return error_set(err, errno, "cannot write console file %s: %s", path,
+				 strerror(errno));
 	c->out_owned = true;
 	return 0;
 }
@@ -411,7 +424,8 @@ static int open_target(struct console *c, struct error *err)
 	return 0;
 }
 
-struct console *console_open(struct loop *loop, const struct console_config *config, struct error *err)
+struct console *console_open(struct loop *loop, const struct console_config *config,
+			     struct error *err)
 {
 	struct console *c = calloc(1, sizeof(*c));
 

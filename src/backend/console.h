@@ -24,8 +24,10 @@ struct console_config {
 };
 
 /* Puts a terminal into raw mode.  NULL and `err` on failure. */
-struct console *console_open(struct loop *loop, const struct console_config *config, struct error *err);
-/* Writes out what is left (giving up when nobody reads for two seconds) and restores the terminal. */
+struct console *console_open(struct loop *loop, const struct console_config *config,
+			     struct error *err);
+/* Writes out what is left (giving up when nobody reads for two seconds) and restores the terminal.
+ */
 void console_close(struct console *c);
 
 /* Any thread.  Never blocks. */
@@ -35,8 +37,8 @@ void console_room(struct console *c);
 /* After a stop (SIGCONT): raw mode again. */
 void console_resume(struct console *c);
 
-/* Puts the terminal back as it was.  Async-signal-safe, any number of times; runs by itself at exit and
- * on fatal signals.  Handlers of takt that decide to die call it through base/fatal.h. */
+/* Puts the terminal back as it was.  Async-signal-safe, any number of times; runs by itself at exit
+ * and on fatal signals.  Handlers of takt that decide to die call it through base/fatal.h. */
 void console_restore_async_safe(void);
 
 #endif

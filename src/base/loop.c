@@ -26,7 +26,7 @@ void loop_destroy(struct loop *loop)
 }
 
 int loop_add(struct loop *loop, struct loop_source *source, int fd, uint32_t events,
-             void (*ready)(struct loop_source *, uint32_t), struct error *err)
+	     void (*ready)(struct loop_source *, uint32_t), struct error *err)
 {
 	struct epoll_event ev = {.events = events, .data.ptr = source};
 
@@ -72,7 +72,7 @@ static void wake_ready(struct loop_source *source, uint32_t events)
 }
 
 int loop_wake_init(struct loop *loop, struct loop_wake *wake, void (*fn)(void *), void *data,
-                   struct error *err)
+		   struct error *err)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int rc;

@@ -1,8 +1,8 @@
 /* A small epoll event loop for a process's main thread: descriptors, signals, wake-ups.
  *
  * Sources are structs of their owner, which outlive their registration.  Everything but
- * loop_wake_post() is called on the loop's thread (or before it runs).  A source may remove itself or
- * any other while it is being served.
+ * loop_wake_post() is called on the loop's thread (or before it runs).  A source may remove itself
+ * or any other while it is being served.
  */
 #ifndef TAKT_BASE_LOOP_H
 #define TAKT_BASE_LOOP_H
@@ -20,7 +20,7 @@ struct loop {
 };
 
 struct loop_source {
-	int fd; /* -1: not registered */
+	int fd;                                                     /* -1: not registered */
 	void (*ready)(struct loop_source *source, uint32_t events); /* EPOLLIN, EPOLLOUT, ... */
 	struct loop *loop;
 };
@@ -32,7 +32,8 @@ struct loop_wake {
 	void *data;
 };
 
-/* The signals a process of takt lives with: being asked to end, and being continued after a stop. */
+/* The signals a process of takt lives with: being asked to end, and being continued after a stop.
+ */
 struct loop_signals {
 	struct loop_source source;
 	void (*terminate)(void *data, int signal); /* SIGTERM, SIGINT or SIGHUP */
@@ -45,12 +46,12 @@ void loop_destroy(struct loop *loop);
 
 /* Level-triggered.  -EPERM: a regular file or the like, which is always ready. */
 int loop_add(struct loop *loop, struct loop_source *source, int fd, uint32_t events,
-             void (*ready)(struct loop_source *, uint32_t), struct error *err);
+	     void (*ready)(struct loop_source *, uint32_t), struct error *err);
 void loop_change(struct loop_source *source, uint32_t events);
 void loop_remove(struct loop_source *source);
 
 int loop_wake_init(struct loop *loop, struct loop_wake *wake, void (*fn)(void *), void *data,
-                   struct error *err);
+		   struct error *err);
 void loop_wake_post(struct loop_wake *wake);
 void loop_wake_destroy(struct loop_wake *wake);
 

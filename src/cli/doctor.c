@@ -1,7 +1,7 @@
 /* takt doctor: what this host offers a machine, and what to do about what is missing.
  *
- * Each check fills one finding: a topic, a verdict, a sentence, and advice if there is something to do.
- * Both forms of output print the same findings.
+ * Each check fills one finding: a topic, a verdict, a sentence, and advice if there is something to
+ * do. Both forms of output print the same findings.
  */
 #include <cpuid.h>
 #include <errno.h>
@@ -43,10 +43,11 @@ struct findings {
 	size_t n;
 };
 
-static struct finding *add(struct findings *f, const char *topic, enum verdict verdict, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
+static struct finding *add(struct findings *f, const char *topic, enum verdict verdict,
+			   const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 
-static struct finding *add(struct findings *f, const char *topic, enum verdict verdict, const char *fmt, ...)
+static struct finding *add(struct findings *f, const char *topic, enum verdict verdict,
+			   const char *fmt, ...)
 {
 	struct finding *finding = &f->list[f->n++];
 	va_list ap;
@@ -63,7 +64,8 @@ static void advise(struct finding *finding, const char *text)
 	snprintf(finding->advice, sizeof(finding->advice), "%s", text);
 }
 
-/* --- the processor -------------------------------------------------------------------------------- */
+/* --- the processor
+ * -------------------------------------------------------------------------------- */
 
 static void brand(char text[49])
 {
@@ -75,7 +77,8 @@ static void brand(char text[49])
 		return;
 	}
 	for (unsigned i = 0; i < 3; i++)
-		__cpuid(0x80000002 + i, regs[4 * i], regs[4 * i + 1], regs[4 * i + 2], regs[4 * i + 3]);
+		__cpuid(0x80000002 + i, regs[4 * i], regs[4 * i + 1], regs[4 * i + 2],
+			regs[4 * i + 3]);
 }
 
 static void check_processor(struct findings *f)
@@ -93,8 +96,8 @@ static void check_processor(struct findings *f)
 	}
 	CPU_ZERO(&set);
 	sched_getaffinity(0, sizeof(set), &set);
-	finding = add(f, "cores", GOOD, "%d of %ld processors usable by this process", CPU_COUNT(&set),
-	              sysconf(_SC_NPROCESSORS_CONF));
+	finding = add(f, "cores", GOOD, "%d of %ld processors usable by this process",
+		      CPU_COUNT(&set), sysconf(_SC_NPROCESSORS_CONF));
 	if (CPU_COUNT(&set) < 2) {
 		finding->verdict = NOTE;
 		advise(finding, "with one processor, takt's console and the guest take turns");
@@ -107,7 +110,8 @@ static void check_fsgsbase(struct findings *f)
 		add(f, "fsgsbase", GOOD, "usable: the translator keeps its state in gs at no cost");
 	else
 		advise(add(f, "fsgsbase", BAD, "not usable by programs: the translator cannot run"),
-		       "needs Linux 5.9 or later on a processor from 2012 (Intel) or 2019 (AMD) on, without nofsgsbase");
+		       "needs Linux 5.9 or later on a processor from 2012 (Intel) or 2019 (AMD) "
+		       "on, without nofsgsbase");
 }
 
 static bool tsc_reliable(void)
@@ -128,14 +132,15 @@ static void check_tsc(struct findings *f)
 		       "guest clocks may drift when the processor changes its frequency");
 }
 
-/* --- KVM ------------------------------------------------------------------------------------------ */
+/* --- KVM
+ * ------------------------------------------------------------------------------------------ */
 
 static bool hardware_virtualization(void)
 {
 	uint32_t a, b, c, d;
 
 	if (__get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 5))
-		return true; /* VMX */
+		return true;                                             /* VMX */
 	return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1u << 2); /* SVM */
 }
 
@@ -145,17 +150,23 @@ static void check_kvm_device(struct findings *f, int fd)
 	int vm = ioctl(fd, KVM_CREATE_VM, 0ul);
 
 	if (version != KVM_API_VERSION)
-		advise(add(f, "kvm", BAD, "/dev/kvm answers with API version %d, not %d", version, KVM_API_VERSION),
+		advise(add(f, "kvm", BAD, "/dev/kvm answers with API version %d, not %d", version,
+			   KVM_API_VERSION),
 		       "update the host's kernel; takt uses its translator");
 	else if (vm < 0)
-		advise(add(f, "kvm", BAD, "/dev/kvm opens but creates no machine: %s", strerror(errno)),
+		advise(add(f, "kvm", BAD, "/dev/kvm opens but creates no machine: %s",
+			   strerror(errno)),
 		       "see the host's kernel log; takt uses its translator");
 	else if (!hardware_virtualization())
-		advise(add(f, "kvm", NOTE, "paravirtual: /dev/kvm works, but this processor shows neither VMX nor SVM"),
-		       "such a KVM emulates what takt needs only in part; takt uses its translator");
+		advise(
+		    add(f, "kvm", NOTE,
+			"paravirtual: /dev/kvm works, but this processor shows neither VMX nor "
+			"SVM"),
+		    "such a KVM emulates what takt needs only in part; takt uses its translator");
 	else
 		advise(add(f, "kvm", GOOD, "hardware KVM is usable (API %d)", version),
-		       "this version of takt runs all machines on its translator; --engine kvm follows");
+		       "this version of takt runs all machines on its translator; --engine kvm "
+		       "follows");
 	if (vm >= 0)
 		close(vm);
 }
@@ -171,14 +182,17 @@ static void check_kvm(struct findings *f)
 		advise(add(f, "kvm", NOTE, "/dev/kvm exists, but this user may not open it"),
 		       "add the user to its group: sudo usermod -aG kvm $USER, then log in again");
 	} else if (hardware_virtualization()) {
-		advise(add(f, "kvm", NOTE, "the processor can, but there is no usable /dev/kvm: %s", strerror(errno)),
+		advise(add(f, "kvm", NOTE, "the processor can, but there is no usable /dev/kvm: %s",
+			   strerror(errno)),
 		       "sudo modprobe kvm_intel (or kvm_amd); in a container, pass the device in");
 	} else {
-		add(f, "kvm", NOTE, "none on this host: takt uses its translator, which needs nothing");
+		add(f, "kvm", NOTE,
+		    "none on this host: takt uses its translator, which needs nothing");
 	}
 }
 
-/* --- memory and limits ---------------------------------------------------------------------------- */
+/* --- memory and limits
+ * ---------------------------------------------------------------------------- */
 
 static uint64_t meminfo_kib(const char *key)
 {
@@ -187,7 +201,8 @@ static uint64_t meminfo_kib(const char *key)
 	char line[128];
 
 	while (file && fgets(line, sizeof(line), file)) {
-		if (!strncmp(line, key, strlen(key)) && sscanf(line + strlen(key), ": %llu", &value) == 1)
+		if (!strncmp(line, key, strlen(key)) &&
+		    sscanf(line + strlen(key), ": %llu", &value) == 1)
 			break;
 	}
 	if (file)
@@ -210,20 +225,24 @@ static int read_number(const char *path, int otherwise)
 
 static void check_memory(struct findings *f)
 {
-	uint64_t total = meminfo_kib("MemTotal") / 1024, available = meminfo_kib("MemAvailable") / 1024;
+	uint64_t total = meminfo_kib("MemTotal") / 1024,
+		 available = meminfo_kib("MemAvailable") / 1024;
 	struct finding *finding = add(f, "memory", GOOD, "%llu MiB, %llu MiB of them available",
-	                              (unsigned long long)total, (unsigned long long)available);
+				      (unsigned long long)total, (unsigned long long)available);
 
 	if (available < 768) {
 		finding->verdict = NOTE;
 		advise(finding, "a machine has 512 MiB by default: give it less with --memory");
 	}
 	if (read_number("/proc/sys/vm/overcommit_memory", 0) == 2)
-		advise(add(f, "overcommit", NOTE, "the host commits memory strictly (vm.overcommit_memory=2)"),
-		       "all of a machine's memory must fit into the host's commit limit when it starts");
+		advise(add(f, "overcommit", NOTE,
+			   "the host commits memory strictly (vm.overcommit_memory=2)"),
+		       "all of a machine's memory must fit into the host's commit limit when it "
+		       "starts");
 }
 
-static void check_limit(struct findings *f, const char *topic, int resource, uint64_t want, const char *advice)
+static void check_limit(struct findings *f, const char *topic, int resource, uint64_t want,
+			const char *advice)
 {
 	struct rlimit limit;
 
@@ -246,20 +265,24 @@ static void check_executable_memory(struct findings *f)
 	if (mprotect(p, 4096, PROT_READ | PROT_WRITE | PROT_EXEC) == 0)
 		add(f, "code memory", GOOD, "programs may generate code");
 	else
-		advise(add(f, "code memory", BAD, "the host forbids programs to generate code: %s", strerror(errno)),
-		       "the translator cannot run: allow execmem in the host's security policy (SELinux, seccomp)");
+		advise(add(f, "code memory", BAD, "the host forbids programs to generate code: %s",
+			   strerror(errno)),
+		       "the translator cannot run: allow execmem in the host's security policy "
+		       "(SELinux, seccomp)");
 	munmap(p, 4096);
 }
 
 static void check_limits(struct findings *f)
 {
 	check_executable_memory(f);
-	check_limit(f, "address space", RLIMIT_AS, 8 * GiB, "raise it (ulimit -v): a machine maps all its memory");
+	check_limit(f, "address space", RLIMIT_AS, 8 * GiB,
+		    "raise it (ulimit -v): a machine maps all its memory");
 	check_limit(f, "open files", RLIMIT_NOFILE, 256, "raise it (ulimit -n)");
 	check_limit(f, "locked memory", RLIMIT_MEMLOCK, 0, "");
 }
 
-/* --- output --------------------------------------------------------------------------------------- */
+/* --- output
+ * --------------------------------------------------------------------------------------- */
 
 static void print_text(const struct findings *f)
 {
@@ -309,7 +332,8 @@ struct doctor_options {
 };
 
 static const struct option_spec specs[] = {
-    {"json", NULL, "print a JSON array of findings", OPTION_FLAG, offsetof(struct doctor_options, json)},
+    {"json", NULL, "print a JSON array of findings", OPTION_FLAG,
+     offsetof(struct doctor_options, json)},
 };
 
 int command_doctor(int argc, char **argv)

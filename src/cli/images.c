@@ -103,9 +103,10 @@ int images_find(struct default_images *images, struct error *err)
 		strcpy(images->kernel, newest.path);
 	else if (!readable_in(images->kernel, build, "vmlinuz"))
 		return error_set(err, ENOENT,
-		                 "no kernel found in /boot%s or %s: give one with --kernel FILE, or put one there",
-		                 newest.unreadable ? " (this user may not read those there)" : "",
-		                 cache[0] ? cache : "takt's cache");
+				 "no kernel found in /boot%s or %s: give one with --kernel FILE, "
+				 "or put one there",
+				 newest.unreadable ? " (this user may not read those there)" : "",
+				 cache[0] ? cache : "takt's cache");
 	if (!readable_in(images->initrd, cache, "initrd"))
 		readable_in(images->initrd, build, "initrd");
 	return 0;

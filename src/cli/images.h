@@ -13,8 +13,9 @@ struct default_images {
 };
 
 /* The newest readable vmlinuz in /boot and in takt's cache ($XDG_CACHE_HOME/takt or ~/.cache/takt),
- * else the guest/ directory beside the program (where 'make guest' puts its files).  The initramfs is
- * takt's own (cache or guest/): the host's would look for the host's disks.  -ENOENT and what to do. */
+ * else the guest/ directory beside the program (where 'make guest' puts its files).  The initramfs
+ * is takt's own (cache or guest/): the host's would look for the host's disks.  -ENOENT and what to
+ * do. */
 int images_find(struct default_images *images, struct error *err);
 
 #endif

@@ -47,7 +47,8 @@ int parse_size(const char *text, uint64_t *bytes)
 	return 0;
 }
 
-static const struct option_spec *find(const struct option_spec *specs, size_t n, const char *name, size_t len)
+static const struct option_spec *find(const struct option_spec *specs, size_t n, const char *name,
+				      size_t len)
 {
 	for (size_t i = 0; i < n; i++) {
 		if (strlen(specs[i].name) == len && !memcmp(specs[i].name, name, len))
@@ -56,7 +57,8 @@ static const struct option_spec *find(const struct option_spec *specs, size_t n,
 	return NULL;
 }
 
-static int unknown(const struct option_spec *specs, size_t n, const char *name, size_t len, struct error *err)
+static int unknown(const struct option_spec *specs, size_t n, const char *name, size_t len,
+		   struct error *err)
 {
 	const char *best = NULL;
 	unsigned best_distance = (unsigned)len / 3 + 2;
@@ -74,24 +76,32 @@ static int unknown(const struct option_spec *specs, size_t n, const char *name, 
 		}
 	}
 	if (best)
-		return error_set(err, EINVAL, "unknown option --%s: did you mean --%s?", word, best);
+		return error_set(err, EINVAL, "unknown option --%s: did you mean --%s?", word,
+				 best);
 	return error_set(err, EINVAL, "unknown option --%s: --help lists what there is", word);
 }
 
-static int set_value(const struct option_spec *spec, const char *value, void *target, struct error *err)
+static int set_value(const struct option_spec *spec, const char *value, void *target,
+		     struct error *err)
 {
 	void *member = (char *)target + spec->offset;
 	char *end;
 	int rc = 0;
 
 	switch (spec->type) {
-	case OPTION_FLAG: *(bool *)member = true; break;
-	case OPTION_TEXT: *(const char **)member = value; break;
+	case OPTION_FLAG:
+		*(bool *)member = true;
+		break;
+	case OPTION_TEXT:
+		*(const char **)member = value;
+		break;
 	case OPTION_SIZE:
 		rc = parse_size(value, member);
 		if (rc)
-			return error_set(err, EINVAL, "--%s %s: not a size: give a number with K, M or G, like 512M",
-			                 spec->name, value);
+			return error_set(
+			    err, EINVAL,
+			    "--%s %s: not a size: give a number with K, M or G, like 512M",
+			    spec->name, value);
 		break;
 	case OPTION_NUMBER:
 		rc = parse_number(value, member, &end);
@@ -103,7 +113,7 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 }
 
 int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
-                  struct error *err)
+		  struct error *err)
 {
 	for (int i = 1; i < argc; i++) {
 		const char *arg = argv[i], *value = NULL, *equals;
@@ -114,7 +124,8 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 		if (!strcmp(arg, "--help") || !strcmp(arg, "-h"))
 			return 1;
 		if (strncmp(arg, "--", 2) || !arg[2])
-			return error_set(err, EINVAL, "unexpected argument '%s': options begin with --", arg);
+			return error_set(err, EINVAL,
+					 "unexpected argument '%s': options begin with --", arg);
 		arg += 2;
 		equals = strchr(arg, '=');
 		len = equals ? (size_t)(equals - arg) : strlen(arg);
@@ -126,8 +137,8 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 		if (spec->type != OPTION_FLAG) {
 			value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
 			if (!value)
-				return error_set(err, EINVAL, "--%s needs a value: --%s %s", spec->name, spec->name,
-				                 spec->metavar);
+				return error_set(err, EINVAL, "--%s needs a value: --%s %s",
+						 spec->name, spec->name, spec->metavar);
 		}
 		rc = set_value(spec, value, target, err);
 		if (rc)
@@ -143,7 +154,7 @@ void options_help(const struct option_spec *specs, size_t n)
 		char left[64];
 
 		snprintf(left, sizeof(left), "--%s%s%s", specs[i].name, specs[i].metavar ? " " : "",
-		         specs[i].metavar ? specs[i].metavar : "");
+			 specs[i].metavar ? specs[i].metavar : "");
 		while (line) {
 			const char *end = strchr(line, '\n');
 

@@ -21,9 +21,10 @@ struct option_spec {
 };
 
 /* Fills *target (which holds the defaults) from argv[1..].  "--name value" and "--name=value".
- * Returns 0, 1 when --help was asked for, or -EINVAL: the sentence names the option that was meant. */
+ * Returns 0, 1 when --help was asked for, or -EINVAL: the sentence names the option that was meant.
+ */
 int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
-                  struct error *err);
+		  struct error *err);
 void options_help(const struct option_spec *specs, size_t n);
 
 /* "512M" and the like.  -EINVAL, -ERANGE. */

@@ -3,8 +3,9 @@
  *   main thread: event loop ── console, signals, the machine's events
  *   worker:      the machine ── console_tx ─▶ console ring;  event ─▶ wake of the loop
  *
- * The machine tells its end by an event on the worker's thread; the loop then pauses it and decides:
- * a reset loads the image again and goes on, everything else ends the process with a status of its own.
+ * The machine tells its end by an event on the worker's thread; the loop then pauses it and
+ * decides: a reset loads the image again and goes on, everything else ends the process with a
+ * status of its own.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -26,8 +27,8 @@
 #include "machine/machine.h"
 #include "sched/sched.h"
 
-/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a: on
- * hardware-reduced ACPI, Linux would first try EFI and the BIOS. */
+/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
+ * on hardware-reduced ACPI, Linux would first try EFI and the BIOS. */
 #define DEFAULT_CMDLINE "console=ttyS0 panic=-1 reboot=a"
 
 #define NO_EVENT (-1)
@@ -39,8 +40,8 @@ struct run_options {
 };
 
 static const struct option_spec specs[] = {
-    {"kernel", "FILE", "kernel: bzImage or ELF (default: the newest in /boot or takt's cache)", OPTION_TEXT,
-     offsetof(struct run_options, kernel)},
+    {"kernel", "FILE", "kernel: bzImage or ELF (default: the newest in /boot or takt's cache)",
+     OPTION_TEXT, offsetof(struct run_options, kernel)},
     {"initrd", "FILE", "initramfs (default: none, or takt's own without --kernel)", OPTION_TEXT,
      offsetof(struct run_options, initrd)},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
@@ -55,11 +56,13 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, engine)},
     {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
      offsetof(struct run_options, code_cache)},
-    {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)", OPTION_TEXT,
-     offsetof(struct run_options, console)},
-    {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG, offsetof(struct run_options, no_reboot)},
+    {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)",
+     OPTION_TEXT, offsetof(struct run_options, console)},
+    {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
+     offsetof(struct run_options, no_reboot)},
     {"stats", NULL, "print counters at the end", OPTION_FLAG, offsetof(struct run_options, stats)},
-    {"verbose", NULL, "say more about what takt does", OPTION_FLAG, offsetof(struct run_options, verbose)},
+    {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
+     offsetof(struct run_options, verbose)},
 };
 
 struct run {
@@ -81,7 +84,8 @@ struct run {
 	struct error failure; /* takt's own, while the machine ran */
 };
 
-/* --- the machine's callbacks, on its worker ------------------------------------------------------- */
+/* --- the machine's callbacks, on its worker
+ * ------------------------------------------------------- */
 
 static void machine_tx(void *data, const uint8_t *buf, size_t len)
 {
@@ -105,7 +109,8 @@ static void machine_ended(void *data, enum machine_event ev)
 	loop_wake_post(&r->event_wake);
 }
 
-/* --- the loop's callbacks ------------------------------------------------------------------------- */
+/* --- the loop's callbacks
+ * ------------------------------------------------------------------------- */
 
 static size_t console_typed(void *data, const uint8_t *buf, size_t len)
 {
@@ -143,12 +148,13 @@ static int load(struct run *r, struct error *err)
 	int rc = machine_reset(r->machine, err);
 
 	if (!rc)
-		rc = boot_image_load(&r->image, machine_ram(r->machine), machine_vcpu(r->machine, 0), r->cmdline,
-		                     ACPI_RSDP_GPA, err);
+		rc = boot_image_load(&r->image, machine_ram(r->machine),
+				     machine_vcpu(r->machine, 0), r->cmdline, ACPI_RSDP_GPA, err);
 	if (!rc)
 		log_info("kernel at 0x%llx, virtual offset 0x%llx, initramfs at 0x%llx",
-		         (unsigned long long)r->image.kernel_base, (unsigned long long)r->image.virtual_offset,
-		         (unsigned long long)r->image.initrd_base);
+			 (unsigned long long)r->image.kernel_base,
+			 (unsigned long long)r->image.virtual_offset,
+			 (unsigned long long)r->image.initrd_base);
 	return rc;
 }
 
@@ -175,11 +181,21 @@ static void event_arrived(void *data)
 		return;
 	sched_pause(r->machine);
 	switch ((enum machine_event)event) {
-	case MACHINE_POWEROFF: finish(r, STATUS_OK); break;
-	case MACHINE_RESET: reset(r); break;
-	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
-	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
-	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
+	case MACHINE_POWEROFF:
+		finish(r, STATUS_OK);
+		break;
+	case MACHINE_RESET:
+		reset(r);
+		break;
+	case MACHINE_PANIC:
+		finish(r, STATUS_PANIC);
+		break;
+	case MACHINE_TRIPLE_FAULT:
+		finish(r, STATUS_TRIPLE_FAULT);
+		break;
+	case MACHINE_DEAD:
+		finish(r, STATUS_DEAD);
+		break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
 		finish(r, STATUS_ERROR);
@@ -187,14 +203,17 @@ static void event_arrived(void *data)
 	}
 }
 
-/* --- set-up --------------------------------------------------------------------------------------- */
+/* --- set-up
+ * --------------------------------------------------------------------------------------- */
 
 static int choose_engine(struct run *r, struct error *err)
 {
 	const char *name = r->options.engine;
 
 	if (!strcmp(name, "kvm"))
-		return error_set(err, ENOTSUP, "--engine kvm is not in this version: use --engine bt, which needs no KVM");
+		return error_set(
+		    err, ENOTSUP,
+		    "--engine kvm is not in this version: use --engine bt, which needs no KVM");
 	if (strcmp(name, "auto") && strcmp(name, "bt"))
 		return error_set(err, EINVAL, "--engine %s: choose auto, bt or kvm", name);
 	r->engine = &engine_bt;
@@ -215,19 +234,20 @@ static int choose_images(struct run *r, struct error *err)
 	if (!r->options.initrd && found.initrd[0])
 		r->options.initrd = found.initrd;
 	log_info("booting %s%s%s", r->options.kernel, r->options.initrd ? " with " : "",
-	         r->options.initrd ? r->options.initrd : "");
+		 r->options.initrd ? r->options.initrd : "");
 	return 0;
 }
 
 static int make_cmdline(struct run *r, struct error *err)
 {
 	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", DEFAULT_CMDLINE, append ? " " : "",
-	                 append ? append : "");
+	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", DEFAULT_CMDLINE,
+			 append ? " " : "", append ? append : "");
 
 	if ((size_t)n >= sizeof(r->cmdline))
-		return error_set(err, E2BIG, "--append: the kernel command line is longer than %zu characters",
-		                 sizeof(r->cmdline) - 1);
+		return error_set(err, E2BIG,
+				 "--append: the kernel command line is longer than %zu characters",
+				 sizeof(r->cmdline) - 1);
 	return 0;
 }
 
@@ -254,7 +274,8 @@ static int make_loop(struct run *r, struct error *err)
 {
 	int rc = loop_init(&r->loop, err);
 
-	r->signals = (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .data = r};
+	r->signals =
+	    (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .data = r};
 	if (!rc)
 		rc = loop_signals_init(&r->loop, &r->signals, err);
 	if (!rc)
@@ -285,9 +306,11 @@ static int start(struct run *r, struct error *err)
 	int rc;
 
 	if (r->options.cpus != 1)
-		return error_set(err, EINVAL, "--cpus %llu: this version runs machines with one processor",
-		                 (unsigned long long)r->options.cpus);
-	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) || (rc = choose_images(r, err)) ||
+		return error_set(err, EINVAL,
+				 "--cpus %llu: this version runs machines with one processor",
+				 (unsigned long long)r->options.cpus);
+	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
+	    (rc = choose_images(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
 		return rc;
@@ -296,7 +319,8 @@ static int start(struct run *r, struct error *err)
 	return make_sched(r, err);
 }
 
-/* --- the end -------------------------------------------------------------------------------------- */
+/* --- the end
+ * -------------------------------------------------------------------------------------- */
 
 static void print_stats(const struct run *r)
 {
@@ -306,8 +330,8 @@ static void print_stats(const struct run *r)
 	fprintf(stderr, "wall_ms %lld\n", (long long)((clock_host_ns() - r->started) / 1000000));
 	fprintf(stderr, "worker_ms %lld\n", (long long)(sched_used(r->machine) / 1000000));
 	fprintf(stderr, "process_cpu_ms %lld\n",
-	        (long long)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
-	            (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
+		(long long)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+		    (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
 	fprintf(stderr, "max_resident_kib %ld\n", usage.ru_maxrss);
 	fprintf(stderr, "resets %u\n", r->resets);
 	r->engine->stats(machine_engine(r->machine), stderr);
@@ -320,15 +344,22 @@ static void explain(const struct run *r)
 
 	vcpu_describe(machine_vcpu(r->machine, 0), where, sizeof(where));
 	switch (r->status) {
-	case STATUS_PANIC: log_error("the guest's kernel panicked: %s", machine_panic_text(r->machine)); break;
-	case STATUS_TRIPLE_FAULT: log_error("the guest's processor shut down (triple fault): %s", where); break;
+	case STATUS_PANIC:
+		log_error("the guest's kernel panicked: %s", machine_panic_text(r->machine));
+		break;
+	case STATUS_TRIPLE_FAULT:
+		log_error("the guest's processor shut down (triple fault): %s", where);
+		break;
 	case STATUS_DEAD:
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
-	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
+	case STATUS_ERROR:
+		log_error("%s; %s", r->failure.text, where);
+		break;
 	default:
 		if (r->status > STATUS_SIGNAL)
-			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL, strsignal(r->status - STATUS_SIGNAL));
+			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL,
+				  strsignal(r->status - STATUS_SIGNAL));
 	}
 }
 
@@ -392,7 +423,8 @@ int command_run(int argc, char **argv)
 	struct error err;
 	int rc;
 
-	r.options = (struct run_options){.memory = 512 * MiB, .cpus = 1, .engine = "auto", .console = "stdio"};
+	r.options = (struct run_options){
+	    .memory = 512 * MiB, .cpus = 1, .engine = "auto", .console = "stdio"};
 	r.event = NO_EVENT;
 	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
 	rc = options_parse(specs, ARRAY_SIZE(specs), argc, argv, &r.options, &err);

@@ -4,11 +4,11 @@
  *   0x00800  PVH memory map 0x09000  page tables (identity map)        0xe0000  ACPI (chip/acpi.c)
  *                                                                      0xffff0  BIOS reset entry
  *
- * The initramfs goes as high as it may below 3 GiB, the kernel anywhere else above 1 MiB: with KASLR
- * at random, without at its preferred address.
+ * The initramfs goes as high as it may below 3 GiB, the kernel anywhere else above 1 MiB: with
+ * KASLR at random, without at its preferred address.
  *
- * Files stay open and the unpacked kernel is kept only from open to the first load: holding it would
- * cost each machine tens of megabytes for resets that hardly ever come.
+ * Files stay open and the unpacked kernel is kept only from open to the first load: holding it
+ * would cost each machine tens of megabytes for resets that hardly ever come.
  */
 #include "machine/boot.h"
 
@@ -47,7 +47,8 @@
 #define KERNEL_ALIGN_DEFAULT (2 * MiB)
 #define HOST_HUGE_PAGE (2 * MiB)
 
-/* --- struct boot_params, by offset (Documentation/arch/x86/zero-page.rst) ----------------------- */
+/* --- struct boot_params, by offset (Documentation/arch/x86/zero-page.rst) -----------------------
+ */
 
 #define PARAMS_SIZE 4096
 #define PARAM_ACPI_RSDP 0x070
@@ -57,7 +58,7 @@
 #define PARAM_E820_TABLE 0x2d0
 
 /* The setup header, at the same offsets in the file and in boot_params. */
-#define HDR_START 0x1f1 /* setup_sects */
+#define HDR_START 0x1f1   /* setup_sects */
 #define HDR_SYSSIZE 0x1f4 /* of the part behind the setup code, in 16 bytes */
 #define HDR_VID_MODE 0x1fa
 #define HDR_BOOT_FLAG 0x1fe
@@ -95,7 +96,8 @@ struct e820_entry {
 
 #define E820_MAX 8
 
-/* --- PVH (xen/include/public/arch-x86/hvm/start_info.h) ----------------------------------------- */
+/* --- PVH (xen/include/public/arch-x86/hvm/start_info.h) -----------------------------------------
+ */
 
 #define HVM_START_MAGIC 0x336ec578u
 
@@ -112,7 +114,8 @@ struct hvm_memmap_entry {
 	uint32_t type, reserved;
 };
 
-/* --- what open found ---------------------------------------------------------------------------- */
+/* --- what open found ----------------------------------------------------------------------------
+ */
 
 struct boot_kernel {
 	char *path;
@@ -175,7 +178,8 @@ static int blame(const char *what, const char *path, int rc, struct error *err)
 	return error_set(err, -rc, "%s %s: %s", what, path, text);
 }
 
-/* --- opening ------------------------------------------------------------------------------------ */
+/* --- opening ------------------------------------------------------------------------------------
+ */
 
 static int open_file(const char *path, uint64_t *size, struct error *err)
 {
@@ -209,7 +213,8 @@ static int parse_header(struct boot_kernel *k, struct error *err)
 	uint64_t end;
 
 	if (version < 0x0200 || !(h[HDR_LOADFLAGS] & LOADED_HIGH))
-		return error_set(err, ENOEXEC, "it is a zImage of the last century: takt boots bzImage");
+		return error_set(err, ENOEXEC,
+				 "it is a zImage of the last century: takt boots bzImage");
 	if (version < 0x020c || !(get16(h + HDR_XLOADFLAGS) & XLF_KERNEL_64))
 		return error_set(err, ENOEXEC, "it is a 32-bit kernel: takt boots x86-64 kernels");
 	k->header_end = MIN(HDR_MAGIC + (unsigned)h[HDR_JUMP], (unsigned)HDR_END_MAX);
@@ -217,14 +222,16 @@ static int parse_header(struct boot_kernel *k, struct error *err)
 		return error_set(err, EINVAL, "its setup header is damaged");
 	k->payload_offset = setup_size + get32(h + HDR_PAYLOAD_OFFSET);
 	k->payload_length = get32(h + HDR_PAYLOAD_LENGTH);
-	end = MAX(k->payload_offset + k->payload_length, setup_size + get32(h + HDR_SYSSIZE) * 16ull);
+	end =
+	    MAX(k->payload_offset + k->payload_length, setup_size + get32(h + HDR_SYSSIZE) * 16ull);
 	if (end > k->file_size)
 		return error_set(err, EINVAL, "it is truncated: %llu bytes of at least %llu",
-		                 (unsigned long long)k->file_size, (unsigned long long)end);
+				 (unsigned long long)k->file_size, (unsigned long long)end);
 	k->alignment = get32(h + HDR_KERNEL_ALIGNMENT);
-	if (k->alignment < GUEST_PAGE_SIZE || k->alignment > GiB || (k->alignment & (k->alignment - 1)))
+	if (k->alignment < GUEST_PAGE_SIZE || k->alignment > GiB ||
+	    (k->alignment & (k->alignment - 1)))
 		return error_set(err, EINVAL, "its setup header is damaged (alignment 0x%llx)",
-		                 (unsigned long long)k->alignment);
+				 (unsigned long long)k->alignment);
 	k->relocatable = h[HDR_RELOCATABLE];
 	k->la57 = get16(h + HDR_XLOADFLAGS) & XLF_5LEVEL;
 	k->initrd_max = get32(h + HDR_INITRD_ADDR_MAX);
@@ -243,7 +250,7 @@ static int unpack_kernel(struct boot_kernel *k, struct error *err)
 	packed = malloc(k->payload_length + 1);
 	if (!packed)
 		return error_set(err, ENOMEM, "no memory to read it (%llu MiB)",
-		                 (unsigned long long)(k->payload_length / MiB));
+				 (unsigned long long)(k->payload_length / MiB));
 	rc = boot_bytes_read(&file, k->payload_offset, packed, k->payload_length, err);
 	if (!rc)
 		rc = boot_unpack(packed, k->payload_length, &plain, &plain_len, err);
@@ -254,12 +261,13 @@ static int unpack_kernel(struct boot_kernel *k, struct error *err)
 	rc = boot_elf_parse(&k->elf, &k->bytes, err);
 	if (!rc && k->elf.span > KERNEL_IMAGE_SIZE)
 		rc = error_set(err, EINVAL, "its unpacked kernel is damaged (%llu MiB long)",
-		               (unsigned long long)(k->elf.span / MiB));
+			       (unsigned long long)(k->elf.span / MiB));
 	/* The decompressor moves segments by (base - pref_address): both must mean the same. */
 	if (!rc && k->elf.base != get64(k->header + HDR_PREF_ADDRESS))
-		rc = error_set(err, EINVAL, "its header says 0x%llx where its kernel is linked to 0x%llx",
-		               (unsigned long long)get64(k->header + HDR_PREF_ADDRESS),
-		               (unsigned long long)k->elf.base);
+		rc = error_set(err, EINVAL,
+			       "its header says 0x%llx where its kernel is linked to 0x%llx",
+			       (unsigned long long)get64(k->header + HDR_PREF_ADDRESS),
+			       (unsigned long long)k->elf.base);
 	return rc;
 }
 
@@ -292,7 +300,7 @@ static int parse_kernel(struct boot_kernel *k, struct error *err)
 	k->bzimage = true;
 	if (k->file_size < sizeof(k->header))
 		return error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
-		                 (unsigned long long)k->file_size);
+				 (unsigned long long)k->file_size);
 	rc = parse_header(k, err);
 	return rc ? rc : unpack_kernel(k, err);
 }
@@ -329,7 +337,7 @@ static int kernel_open(struct boot_image *image, const char *path, struct error 
 }
 
 int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
-                    struct error *err)
+		    struct error *err)
 {
 	int rc;
 
@@ -358,7 +366,8 @@ void boot_image_close(struct boot_image *image)
 	image->initrd_fd = -1;
 }
 
-/* --- loading: memory map and low memory --------------------------------------------------------- */
+/* --- loading: memory map and low memory ---------------------------------------------------------
+ */
 
 static unsigned e820_build(const struct ram *ram, struct e820_entry *e)
 {
@@ -374,8 +383,9 @@ static unsigned e820_build(const struct ram *ram, struct e820_entry *e)
 	return n;
 }
 
-/* Where the BIOS would be entered: Linux on hardware-reduced ACPI without EFI reboots by jumping there
- * in real mode (unless told reboot=a).  Code that asks the keyboard controller for a reset. */
+/* Where the BIOS would be entered: Linux on hardware-reduced ACPI without EFI reboots by jumping
+ * there in real mode (unless told reboot=a).  Code that asks the keyboard controller for a reset.
+ */
 static void put_reset_entry(struct ram *ram)
 {
 	static const uint8_t code[] = {
@@ -447,7 +457,8 @@ static bool map_gigabyte(struct tables *t, gpa_t gpa)
 		table = ALIGN_DOWN(*entry, GUEST_PAGE_SIZE);
 	}
 	for (unsigned i = 0; i < 512; i++)
-		*table_entry(t, table, gpa + i * 2 * MiB, 2) = (gpa + i * 2 * MiB) | PTE_LARGE | PTE_PRESENT_RW;
+		*table_entry(t, table, gpa + i * 2 * MiB, 2) =
+		    (gpa + i * 2 * MiB) | PTE_LARGE | PTE_PRESENT_RW;
 	return true;
 }
 
@@ -464,7 +475,8 @@ static gpa_t put_page_tables(struct ram *ram, unsigned levels, gpa_t kernel, uin
 	return ok ? t.root : 0;
 }
 
-/* --- loading: where the kernel goes ------------------------------------------------------------- */
+/* --- loading: where the kernel goes -------------------------------------------------------------
+ */
 
 struct range {
 	gpa_t start, end;
@@ -509,7 +521,8 @@ static uint64_t range_slots(const struct range *r, uint64_t span, uint64_t align
 	return first < r->end && r->end - first >= span ? (r->end - first - span) / align + 1 : 0;
 }
 
-static gpa_t pick_slot(const struct range *r, unsigned n, uint64_t span, uint64_t align, uint64_t choice)
+static gpa_t pick_slot(const struct range *r, unsigned n, uint64_t span, uint64_t align,
+		       uint64_t choice)
 {
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t slots = range_slots(&r[i], span, align);
@@ -542,9 +555,11 @@ static bool has_word(const char *text, const char *word)
 }
 
 /* Decides kernel_base and virtual_offset, as choose_random_location() of the decompressor does:
- * physically any aligned place from the preferred address up, virtually any in the first gigabyte. */
+ * physically any aligned place from the preferred address up, virtually any in the first gigabyte.
+ */
 static int place_kernel(struct boot_image *image, const struct ram *ram, const char *cmdline,
-                        struct range initrd, bool *kaslr, struct boot_relocs *relocs, struct error *err)
+			struct range initrd, bool *kaslr, struct boot_relocs *relocs,
+			struct error *err)
 {
 	const struct boot_kernel *k = image->kernel;
 	const struct boot_elf *elf = &k->elf;
@@ -555,19 +570,23 @@ static int place_kernel(struct boot_image *image, const struct ram *ram, const c
 	image->kernel_span = elf->span;
 	image->virtual_offset = 0;
 	image->kernel_base = elf->base;
-	*kaslr = k->relocatable && boot_relocs_find(relocs, elf, &k->bytes) && !has_word(cmdline, "nokaslr");
+	*kaslr = k->relocatable && boot_relocs_find(relocs, elf, &k->bytes) &&
+		 !has_word(cmdline, "nokaslr");
 	n = free_ranges(ram, MAX(elf->base, KERNEL_MIN_GPA), initrd, r);
 	if (*kaslr && count_slots(r, n, elf->span, k->alignment)) {
 		uint64_t room = KERNEL_IMAGE_SIZE - MIN(KERNEL_IMAGE_SIZE, elf->base + elf->span);
 		uint64_t slots = count_slots(r, n, elf->span, k->alignment);
 
-		image->kernel_base = pick_slot(r, n, elf->span, k->alignment, random_next(&seed) % slots);
-		image->virtual_offset = random_next(&seed) % (room / k->alignment + 1) * k->alignment;
+		image->kernel_base =
+		    pick_slot(r, n, elf->span, k->alignment, random_next(&seed) % slots);
+		image->virtual_offset =
+		    random_next(&seed) % (room / k->alignment + 1) * k->alignment;
 		return 0;
 	}
 	*kaslr = false;
 	for (unsigned i = 0; i < n; i++) {
-		if (r[i].start <= elf->base && r[i].end > elf->base && r[i].end - elf->base >= elf->span)
+		if (r[i].start <= elf->base && r[i].end > elf->base &&
+		    r[i].end - elf->base >= elf->span)
 			return 0;
 	}
 	n = free_ranges(ram, KERNEL_MIN_GPA, initrd, r);
@@ -576,18 +595,19 @@ static int place_kernel(struct boot_image *image, const struct ram *ram, const c
 		return 0;
 	}
 	if (elf->base < KERNEL_MIN_GPA)
-		return error_set(err, EINVAL, "kernel %s: it is linked to 0x%llx, below the first megabyte",
-		                 k->path, (unsigned long long)elf->base);
-	return error_set(err, ENOMEM,
-	                 "kernel %s: it needs %llu MiB from address 0x%llx%s, the machine has %llu MiB of "
-	                 "memory: give more with --memory",
-	                 k->path, (unsigned long long)(elf->span / MiB + 1), (unsigned long long)elf->base,
-	                 initrd.start ? " beside the initrd" : "",
-	                 (unsigned long long)(ram->size / MiB));
+		return error_set(err, EINVAL,
+				 "kernel %s: it is linked to 0x%llx, below the first megabyte",
+				 k->path, (unsigned long long)elf->base);
+	return error_set(
+	    err, ENOMEM,
+	    "kernel %s: it needs %llu MiB from address 0x%llx%s, the machine has %llu MiB of "
+	    "memory: give more with --memory",
+	    k->path, (unsigned long long)(elf->span / MiB + 1), (unsigned long long)elf->base,
+	    initrd.start ? " beside the initrd" : "", (unsigned long long)(ram->size / MiB));
 }
 
 static int place_initrd(const struct boot_image *image, const struct ram *ram, struct range *out,
-                        struct error *err)
+			struct error *err)
 {
 	gpa_t end = MIN(ram->low_size, image->kernel->initrd_max + 1);
 
@@ -595,17 +615,19 @@ static int place_initrd(const struct boot_image *image, const struct ram *ram, s
 	if (!image->initrd_path)
 		return 0;
 	if (end < KERNEL_MIN_GPA || image->initrd_size > end - KERNEL_MIN_GPA)
-		return error_set(err, ENOMEM,
-		                 "initrd %s: its %llu MiB do not fit into a machine with %llu MiB of memory: "
-		                 "give more with --memory",
-		                 image->initrd_path, (unsigned long long)(image->initrd_size / MiB + 1),
-		                 (unsigned long long)(ram->size / MiB));
+		return error_set(
+		    err, ENOMEM,
+		    "initrd %s: its %llu MiB do not fit into a machine with %llu MiB of memory: "
+		    "give more with --memory",
+		    image->initrd_path, (unsigned long long)(image->initrd_size / MiB + 1),
+		    (unsigned long long)(ram->size / MiB));
 	out->start = ALIGN_DOWN(end - image->initrd_size, (uint64_t)GUEST_PAGE_SIZE);
 	out->end = out->start + image->initrd_size;
 	return 0;
 }
 
-/* --- loading: the two protocols ----------------------------------------------------------------- */
+/* --- loading: the two protocols -----------------------------------------------------------------
+ */
 
 static void put_boot_params(const struct boot_image *image, struct ram *ram, gpa_t rsdp, bool kaslr)
 {
@@ -627,7 +649,8 @@ static void put_boot_params(const struct boot_image *image, struct ram *ram, gpa
 		put32(p + HDR_CMDLINE_SIZE, (uint32_t)k->cmdline_max);
 	}
 	p[HDR_TYPE_OF_LOADER] = LOADER_UNDEFINED;
-	p[HDR_LOADFLAGS] = (uint8_t)((p[HDR_LOADFLAGS] & ~KASLR_FLAG) | LOADED_HIGH | (kaslr ? KASLR_FLAG : 0));
+	p[HDR_LOADFLAGS] =
+	    (uint8_t)((p[HDR_LOADFLAGS] & ~KASLR_FLAG) | LOADED_HIGH | (kaslr ? KASLR_FLAG : 0));
 	p[HDR_VID_MODE] = p[HDR_VID_MODE + 1] = 0xff; /* normal */
 	put32(p + HDR_CMD_LINE_PTR, CMDLINE_GPA);
 	put32(p + HDR_RAMDISK_IMAGE, (uint32_t)image->initrd_base);
@@ -642,8 +665,8 @@ static void put_boot_params(const struct boot_image *image, struct ram *ram, gpa
 #define CR4_LA57 (1u << 12)
 #define CPUID_7_ECX_LA57 (1u << 16)
 
-static int enter_linux64(const struct boot_image *image, struct ram *ram, struct vcpu *v, gpa_t rsdp,
-                         bool kaslr, struct error *err)
+static int enter_linux64(const struct boot_image *image, struct ram *ram, struct vcpu *v,
+			 gpa_t rsdp, bool kaslr, struct error *err)
 {
 	const struct boot_kernel *k = image->kernel;
 	bool la57 = k->la57 && v->model && (v->model->leaf7_ecx & CPUID_7_ECX_LA57);
@@ -654,8 +677,8 @@ static int enter_linux64(const struct boot_image *image, struct ram *ram, struct
 	if (!root)
 		return error_set(err, EINVAL, "kernel %s: it is too large to map", k->path);
 	put_boot_params(image, ram, rsdp, kaslr);
-	vcpu_set_long_mode(v, k->elf.entry - k->elf.base + image->kernel_base, root, put_gdt(ram), BOOT_CS,
-	                   BOOT_DS);
+	vcpu_set_long_mode(v, k->elf.entry - k->elf.base + image->kernel_base, root, put_gdt(ram),
+			   BOOT_CS, BOOT_DS);
 	if (la57) /* what the decompressor would have switched on before startup_64 */
 		v->cr4 |= CR4_LA57;
 	v->regs[GPR_RSI] = PARAMS_GPA;
@@ -663,7 +686,7 @@ static int enter_linux64(const struct boot_image *image, struct ram *ram, struct
 }
 
 static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcpu *v, gpa_t rsdp,
-                     struct error *err)
+		     struct error *err)
 {
 	const struct boot_kernel *k = image->kernel;
 	struct hvm_start_info *info = ram_host(ram, PARAMS_GPA, PARAMS_SIZE);
@@ -684,7 +707,8 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 	    .memmap_paddr = PVH_MEMMAP_GPA,
 	    .memmap_entries = n,
 	};
-	*module = (struct hvm_modlist_entry){.paddr = image->initrd_base, .size = image->initrd_size};
+	*module =
+	    (struct hvm_modlist_entry){.paddr = image->initrd_base, .size = image->initrd_size};
 	for (unsigned i = 0; i < n; i++)
 		map[i] = (struct hvm_memmap_entry){e820[i].addr, e820[i].size, e820[i].type, 0};
 	put_gdt(ram);
@@ -703,7 +727,7 @@ static bool use_pvh(const struct boot_image *image)
 }
 
 static int load_kernel(struct boot_image *image, struct ram *ram, const struct boot_relocs *relocs,
-                       bool kaslr, struct error *err)
+		       bool kaslr, struct error *err)
 {
 	struct boot_kernel *k = image->kernel;
 	uint8_t *to = ram_host(ram, image->kernel_base, image->kernel_span);
@@ -728,26 +752,27 @@ static int load_initrd(const struct boot_image *image, struct ram *ram, struct e
 	if (!image->initrd_path)
 		return 0;
 	rc = boot_bytes_read(&file, 0, ram_host(ram, image->initrd_base, image->initrd_size),
-	                     image->initrd_size, err);
+			     image->initrd_size, err);
 	return rc ? blame("initrd", image->initrd_path, rc, err) : 0;
 }
 
 static int load_cmdline(const struct boot_image *image, struct ram *ram, const char *cmdline,
-                        struct error *err)
+			struct error *err)
 {
 	size_t len = strlen(cmdline);
 	uint64_t max = MIN(image->kernel->cmdline_max, (uint64_t)CMDLINE_MAX - 1);
 
 	if (len > max)
-		return error_set(err, E2BIG,
-		                 "the kernel command line has %zu characters, this kernel takes %llu", len,
-		                 (unsigned long long)max);
+		return error_set(
+		    err, E2BIG,
+		    "the kernel command line has %zu characters, this kernel takes %llu", len,
+		    (unsigned long long)max);
 	memcpy(ram_host(ram, CMDLINE_GPA, len + 1), cmdline, len + 1);
 	return 0;
 }
 
 int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, const char *cmdline,
-                    gpa_t rsdp, struct error *err)
+		    gpa_t rsdp, struct error *err)
 {
 	struct boot_kernel *k = image->kernel;
 	struct boot_relocs relocs;
@@ -778,5 +803,5 @@ int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, c
 		return rc;
 	put_reset_entry(ram);
 	return use_pvh(image) ? enter_pvh(image, ram, v, rsdp, err)
-	                      : enter_linux64(image, ram, v, rsdp, kaslr, err);
+			      : enter_linux64(image, ram, v, rsdp, kaslr, err);
 }

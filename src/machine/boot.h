@@ -1,14 +1,16 @@
 /* Direct boot: a kernel and an initramfs from files into a machine that was just reset.
  *
- *   file ── boot_image_open (check everything once) ──▶ boot_image ── boot_image_load (each reset) ──▶
- *       RAM: kernel, initramfs, command line, boot_params or hvm_start_info, GDT, page tables;  vcpu: entry
+ *   file ── boot_image_open (check everything once) ──▶ boot_image ── boot_image_load (each reset)
+ * ──▶ RAM: kernel, initramfs, command line, boot_params or hvm_start_info, GDT, page tables;  vcpu:
+ * entry
  *
- * The host does what the kernel's own decompressor would do in the guest: unpack the payload, choose a
- * random physical and virtual base (KASLR) and apply the relocations.  So a guest starts at startup_64
- * of the unpacked kernel, and not one instruction of the decompressor is translated.
+ * The host does what the kernel's own decompressor would do in the guest: unpack the payload,
+ * choose a random physical and virtual base (KASLR) and apply the relocations.  So a guest starts
+ * at startup_64 of the unpacked kernel, and not one instruction of the decompressor is translated.
  *
  * All that comes from files is checked; a bad file is one sentence in `err`, never more.
- * Sources: Documentation/arch/x86/boot.rst, zero-page.rst; xen/include/public/arch-x86/hvm/start_info.h.
+ * Sources: Documentation/arch/x86/boot.rst, zero-page.rst;
+ * xen/include/public/arch-x86/hvm/start_info.h.
  */
 #ifndef TAKT_MACHINE_BOOT_H
 #define TAKT_MACHINE_BOOT_H
@@ -31,9 +33,9 @@ struct boot_image {
 	uint64_t kaslr_seed; /* 0: the host's random numbers; else the same placement each time */
 
 	/* Where the last load put things, for messages and tests. */
-	gpa_t kernel_base;        /* physical address of the kernel's first byte */
-	uint64_t kernel_span;     /* bytes from there to the end of its last segment */
-	uint64_t virtual_offset;  /* what KASLR added to the kernel's virtual addresses */
+	gpa_t kernel_base;       /* physical address of the kernel's first byte */
+	uint64_t kernel_span;    /* bytes from there to the end of its last segment */
+	uint64_t virtual_offset; /* what KASLR added to the kernel's virtual addresses */
 	gpa_t initrd_base;
 
 	struct boot_kernel *kernel; /* private */
@@ -42,17 +44,17 @@ struct boot_image {
 	uint64_t initrd_size;
 };
 
-/* Opens the files and checks the kernel whole (it is unpacked once).  `initrd` may be NULL.  The image
- * is zeroed first; on error it needs no close.
- * -ENOENT, -EACCES, -EISDIR..., -ENOEXEC: not a kernel takt can boot, -EINVAL: damaged, -ENOMEM. */
+/* Opens the files and checks the kernel whole (it is unpacked once).  `initrd` may be NULL.  The
+ * image is zeroed first; on error it needs no close. -ENOENT, -EACCES, -EISDIR..., -ENOEXEC: not a
+ * kernel takt can boot, -EINVAL: damaged, -ENOMEM. */
 int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
-                    struct error *err);
+		    struct error *err);
 void boot_image_close(struct boot_image *image);
 
 /* Loads the image into `ram`, which is zero but for the ACPI tables, and points `v` at the kernel.
  * `rsdp`: address of the ACPI root pointer, 0 for none.  Only kernel_base and the like of the image
  * change.  -ENOMEM: does not fit into this memory, -E2BIG: command line too long, -EINVAL. */
 int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, const char *cmdline,
-                    gpa_t rsdp, struct error *err);
+		    gpa_t rsdp, struct error *err);
 
 #endif

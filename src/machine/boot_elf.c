@@ -1,8 +1,8 @@
 /* ELF kernels (System V ABI, chapters 4 and 5).
  *
  * Invariant after boot_elf_parse(): each segment's file part lies in the file, filesz <= memsz, and
- * [paddr, paddr + memsz) lies in [base, base + span), with span at most BOOT_SPAN_MAX.  All later code
- * relies on it.
+ * [paddr, paddr + memsz) lies in [base, base + span), with span at most BOOT_SPAN_MAX.  All later
+ * code relies on it.
  */
 #include "machine/boot_elf.h"
 
@@ -17,11 +17,12 @@
 #define XEN_ELFNOTE_PHYS32_ENTRY 18
 
 int boot_bytes_read(const struct boot_bytes *bytes, uint64_t off, void *to, uint64_t len,
-                    struct error *err)
+		    struct error *err)
 {
 	if (off > bytes->size || len > bytes->size - off)
-		return error_set(err, EINVAL, "it is truncated: %llu bytes at offset %llu are missing",
-		                 (unsigned long long)len, (unsigned long long)off);
+		return error_set(err, EINVAL,
+				 "it is truncated: %llu bytes at offset %llu are missing",
+				 (unsigned long long)len, (unsigned long long)off);
 	if (bytes->mem) {
 		memcpy(to, bytes->mem + off, len);
 		return 0;
@@ -34,7 +35,8 @@ int boot_bytes_read(const struct boot_bytes *bytes, uint64_t off, void *to, uint
 		if (got < 0)
 			return error_set(err, errno, "reading it failed: %s", strerror(errno));
 		if (got == 0)
-			return error_set(err, EINVAL, "it became shorter while takt was reading it");
+			return error_set(err, EINVAL,
+					 "it became shorter while takt was reading it");
 		to = (char *)to + got;
 		off += (uint64_t)got;
 		len -= (uint64_t)got;
@@ -50,19 +52,21 @@ static int check_header(const Elf64_Ehdr *eh, struct error *err)
 		return error_set(err, ENOEXEC, "it is a 32-bit kernel: takt boots x86-64 kernels");
 	if (eh->e_ident[EI_CLASS] != ELFCLASS64 || eh->e_ident[EI_DATA] != ELFDATA2LSB ||
 	    eh->e_machine != EM_X86_64)
-		return error_set(err, ENOEXEC,
-		                 "it is for another processor (ELF machine %u): takt boots x86-64 kernels",
-		                 eh->e_machine);
+		return error_set(
+		    err, ENOEXEC,
+		    "it is for another processor (ELF machine %u): takt boots x86-64 kernels",
+		    eh->e_machine);
 	if (eh->e_type != ET_EXEC && eh->e_type != ET_DYN)
 		return error_set(err, ENOEXEC, "it is no linked program (ELF type %u)", eh->e_type);
 	if (eh->e_phentsize != sizeof(Elf64_Phdr) || eh->e_phnum == 0 || eh->e_phnum > 1024)
-		return error_set(err, EINVAL, "its ELF program headers are damaged (%u of %u bytes)",
-		                 eh->e_phnum, eh->e_phentsize);
+		return error_set(err, EINVAL,
+				 "its ELF program headers are damaged (%u of %u bytes)",
+				 eh->e_phnum, eh->e_phentsize);
 	return 0;
 }
 
 static int add_segment(struct boot_elf *elf, const struct boot_bytes *bytes, const Elf64_Phdr *ph,
-                       struct error *err)
+		       struct error *err)
 {
 	struct boot_segment *s = &elf->segments[elf->nsegments];
 
@@ -72,18 +76,20 @@ static int add_segment(struct boot_elf *elf, const struct boot_bytes *bytes, con
 		return error_set(err, EINVAL, "it has more than %d segments", BOOT_SEGMENTS_MAX);
 	if (ph->p_filesz > ph->p_memsz || ph->p_memsz > BOOT_SPAN_MAX ||
 	    ph->p_paddr > UINT64_MAX - BOOT_SPAN_MAX)
-		return error_set(err, EINVAL, "one of its segments is damaged (%llu bytes at 0x%llx)",
-		                 (unsigned long long)ph->p_memsz, (unsigned long long)ph->p_paddr);
+		return error_set(err, EINVAL,
+				 "one of its segments is damaged (%llu bytes at 0x%llx)",
+				 (unsigned long long)ph->p_memsz, (unsigned long long)ph->p_paddr);
 	if (ph->p_offset > bytes->size || ph->p_filesz > bytes->size - ph->p_offset)
 		return error_set(err, EINVAL, "it is truncated: a segment ends after the file");
-	*s = (struct boot_segment){ph->p_offset, ph->p_filesz, ph->p_memsz, ph->p_vaddr, ph->p_paddr};
+	*s = (struct boot_segment){ph->p_offset, ph->p_filesz, ph->p_memsz, ph->p_vaddr,
+				   ph->p_paddr};
 	elf->nsegments++;
 	return 0;
 }
 
 /* Looks for Xen's note with the PVH entry point. */
 static int scan_notes(struct boot_elf *elf, const struct boot_bytes *bytes, const Elf64_Phdr *ph,
-                      struct error *err)
+		      struct error *err)
 {
 	uint8_t buf[NOTES_MAX];
 	uint64_t len = MIN(ph->p_filesz, sizeof(buf));
@@ -142,7 +148,7 @@ static int find_entry(struct boot_elf *elf, uint64_t e_entry, struct error *err)
 	if (elf->pvh_entry && segment_at(elf, elf->pvh_entry))
 		return 0;
 	return error_set(err, EINVAL, "its entry point 0x%llx lies in none of its segments",
-	                 (unsigned long long)e_entry);
+			 (unsigned long long)e_entry);
 }
 
 static int measure(struct boot_elf *elf, struct error *err)
@@ -161,7 +167,7 @@ static int measure(struct boot_elf *elf, struct error *err)
 		return error_set(err, EINVAL, "it has nothing to load");
 	if (high - low > BOOT_SPAN_MAX)
 		return error_set(err, EINVAL, "its segments are %llu MiB apart",
-		                 (unsigned long long)((high - low) / MiB));
+				 (unsigned long long)((high - low) / MiB));
 	elf->base = low;
 	elf->span = high - low;
 	return 0;
@@ -175,15 +181,17 @@ int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct 
 	memset(elf, 0, sizeof(*elf));
 	if (bytes->size < sizeof(eh))
 		return error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
-		                 (unsigned long long)bytes->size);
+				 (unsigned long long)bytes->size);
 	if ((rc = boot_bytes_read(bytes, 0, &eh, sizeof(eh), err)) || (rc = check_header(&eh, err)))
 		return rc;
 	for (unsigned i = 0; i < eh.e_phnum; i++) {
 		Elf64_Phdr ph;
 
 		if (eh.e_phoff > bytes->size)
-			return error_set(err, EINVAL, "it is truncated: its program headers are missing");
-		if ((rc = boot_bytes_read(bytes, eh.e_phoff + i * sizeof(ph), &ph, sizeof(ph), err)))
+			return error_set(err, EINVAL,
+					 "it is truncated: its program headers are missing");
+		if ((rc =
+			 boot_bytes_read(bytes, eh.e_phoff + i * sizeof(ph), &ph, sizeof(ph), err)))
 			return rc;
 		if (ph.p_type == PT_LOAD)
 			rc = add_segment(elf, bytes, &ph, err);
@@ -196,16 +204,18 @@ int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct 
 	if ((rc = measure(elf, err)) || (rc = find_entry(elf, eh.e_entry, err)))
 		return rc;
 	if (eh.e_shnum && eh.e_shoff < bytes->size)
-		elf->file_end = MAX(elf->file_end, eh.e_shoff + (uint64_t)eh.e_shnum * eh.e_shentsize);
+		elf->file_end =
+		    MAX(elf->file_end, eh.e_shoff + (uint64_t)eh.e_shnum * eh.e_shentsize);
 	return 0;
 }
 
 int boot_elf_copy(const struct boot_elf *elf, const struct boot_bytes *bytes, uint8_t *to,
-                  struct error *err)
+		  struct error *err)
 {
 	for (unsigned i = 0; i < elf->nsegments; i++) {
 		const struct boot_segment *s = &elf->segments[i];
-		int rc = boot_bytes_read(bytes, s->offset, to + (s->paddr - elf->base), s->filesz, err);
+		int rc =
+		    boot_bytes_read(bytes, s->offset, to + (s->paddr - elf->base), s->filesz, err);
 
 		if (rc)
 			return rc;
@@ -216,7 +226,7 @@ int boot_elf_copy(const struct boot_elf *elf, const struct boot_bytes *bytes, ui
 /* Behind the ELF file:  0, rel64..., 0, inverse32..., 0, rel32...   (since Linux 6.15 without the
  * middle table).  Addresses are never 0, so the zeros delimit the tables. */
 bool boot_relocs_find(struct boot_relocs *relocs, const struct boot_elf *elf,
-                      const struct boot_bytes *bytes)
+		      const struct boot_bytes *bytes)
 {
 	const int32_t *word;
 	size_t n, zero[3], nzero = 0;
@@ -257,11 +267,12 @@ static uint64_t reloc_offset(const struct boot_elf *elf, int32_t entry, unsigned
 
 static int bad_reloc(int32_t entry, struct error *err)
 {
-	return error_set(err, EINVAL, "a relocation (0x%x) lies outside of the kernel", (uint32_t)entry);
+	return error_set(err, EINVAL, "a relocation (0x%x) lies outside of the kernel",
+			 (uint32_t)entry);
 }
 
 int boot_relocs_apply(const struct boot_relocs *relocs, const struct boot_elf *elf, uint8_t *kernel,
-                      uint64_t delta, struct error *err)
+		      uint64_t delta, struct error *err)
 {
 	uint32_t u32;
 	uint64_t u64, off;

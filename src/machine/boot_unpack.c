@@ -1,8 +1,9 @@
 /* Unpacking kernels on the host.
  *
- * One function a format, all of the same shape: `in` is hostile, `out` has exactly the room the image
- * claims to need, and the function says how much it filled.  The caller compares; any difference means
- * a damaged image.  The libraries check their own checksums (gzip, bzip2, xz, zstd).
+ * One function a format, all of the same shape: `in` is hostile, `out` has exactly the room the
+ * image claims to need, and the function says how much it filled.  The caller compares; any
+ * difference means a damaged image.  The libraries check their own checksums (gzip, bzip2, xz,
+ * zstd).
  */
 #include "machine/boot_unpack.h"
 
@@ -35,7 +36,10 @@ typedef int64_t unpack_fn(const uint8_t *in, uint64_t len, uint8_t *out, uint64_
 
 static int64_t unpack_gzip(const uint8_t *in, uint64_t len, uint8_t *out, uint64_t room)
 {
-	z_stream z = {.next_in = (Bytef *)in, .avail_in = (uInt)len, .next_out = out, .avail_out = (uInt)room};
+	z_stream z = {.next_in = (Bytef *)in,
+		      .avail_in = (uInt)len,
+		      .next_out = out,
+		      .avail_out = (uInt)room};
 	int rc;
 
 	if (inflateInit2(&z, 15 + 16) != Z_OK)
@@ -49,13 +53,14 @@ static int64_t unpack_bzip2(const uint8_t *in, uint64_t len, uint8_t *out, uint6
 {
 	unsigned int got = (unsigned int)room;
 
-	if (BZ2_bzBuffToBuffDecompress((char *)out, &got, (char *)in, (unsigned int)len, 0, 0) != BZ_OK)
+	if (BZ2_bzBuffToBuffDecompress((char *)out, &got, (char *)in, (unsigned int)len, 0, 0) !=
+	    BZ_OK)
 		return -1;
 	return got;
 }
 
 static int64_t run_lzma(lzma_stream *s, lzma_ret rc, const uint8_t *in, uint64_t len, uint8_t *out,
-                        uint64_t room)
+			uint64_t room)
 {
 	if (rc != LZMA_OK)
 		return -1;
@@ -102,7 +107,7 @@ static int64_t unpack_lz4(const uint8_t *in, uint64_t len, uint8_t *out, uint64_
 		if (chunk > len)
 			return -1;
 		got = LZ4_decompress_safe((const char *)in, (char *)out + done, (int)chunk,
-		                          (int)MIN(room - done, LZ4_CHUNK_MAX));
+					  (int)MIN(room - done, LZ4_CHUNK_MAX));
 		if (got < 0)
 			return -1;
 		done += (uint64_t)got;
@@ -175,7 +180,8 @@ static int64_t unpack_lzo(const uint8_t *in, uint64_t len, uint8_t *out, uint64_
 				return -1;
 		}
 		for (unsigned bit = 0; bit < 2; bit++) {
-			if (packed < plain && (flags & (bit ? 0x200 : 0x2)) && !lzop_take(&s, 4, &skip))
+			if (packed < plain && (flags & (bit ? 0x200 : 0x2)) &&
+			    !lzop_take(&s, 4, &skip))
 				return -1;
 		}
 		if (packed > s.left)
@@ -183,7 +189,7 @@ static int64_t unpack_lzo(const uint8_t *in, uint64_t len, uint8_t *out, uint64_
 		if (packed == plain) {
 			memcpy(out + done, s.p, plain);
 		} else if (lzo1x_decompress_safe(s.p, packed, out + done, &got, NULL) != LZO_E_OK ||
-		           got != plain) {
+			   got != plain) {
 			return -1;
 		}
 		done += plain;
@@ -231,7 +237,8 @@ static const struct format {
 static const struct format *format_of(const uint8_t *in, uint64_t len)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(formats); i++) {
-		if (len >= formats[i].magic_len && !memcmp(in, formats[i].magic, formats[i].magic_len))
+		if (len >= formats[i].magic_len &&
+		    !memcmp(in, formats[i].magic, formats[i].magic_len))
 			return &formats[i];
 	}
 	return NULL;
@@ -244,7 +251,8 @@ const char *boot_unpack_name(const uint8_t *in, uint64_t len)
 	return format ? format->name : NULL;
 }
 
-int boot_unpack(const uint8_t *in, uint64_t len, uint8_t **out, uint64_t *out_len, struct error *err)
+int boot_unpack(const uint8_t *in, uint64_t len, uint8_t **out, uint64_t *out_len,
+		struct error *err)
 {
 	const struct format *format = format_of(in, len);
 	uint64_t room;
@@ -252,17 +260,18 @@ int boot_unpack(const uint8_t *in, uint64_t len, uint8_t **out, uint64_t *out_le
 
 	if (len < 16 || len > UINT32_MAX)
 		return error_set(err, EINVAL, "its payload of %llu bytes cannot be a kernel",
-		                 (unsigned long long)len);
+				 (unsigned long long)len);
 	if (!format)
-		return error_set(err, ENOEXEC, "its payload is compressed in a way takt does not know");
+		return error_set(err, ENOEXEC,
+				 "its payload is compressed in a way takt does not know");
 	room = load_le32(in + len - 4);
 	if (room < 4096 || room > BOOT_UNPACKED_MAX)
 		return error_set(err, EINVAL, "its payload claims to unpack to %llu bytes",
-		                 (unsigned long long)room);
+				 (unsigned long long)room);
 	buf = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (buf == MAP_FAILED)
 		return error_set(err, ENOMEM, "no memory to unpack it (%llu MiB)",
-		                 (unsigned long long)(room / MiB));
+				 (unsigned long long)(room / MiB));
 	madvise(buf, room, MADV_HUGEPAGE); /* a tenth of the page faults; a hint */
 	/* gzip's own trailer is the size; the others have it appended. */
 	if (format->unpack != unpack_gzip)

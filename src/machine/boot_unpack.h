@@ -7,10 +7,11 @@
 
 #define BOOT_UNPACKED_MAX (1 * GiB) /* KERNEL_IMAGE_SIZE: a kernel cannot be larger */
 
-/* Unpacks `len` bytes at `in`, as payload_offset and payload_length delimit them: compressed data, then
- * its unpacked size in four bytes.  *out is a fresh mapping of *out_len bytes, released with
+/* Unpacks `len` bytes at `in`, as payload_offset and payload_length delimit them: compressed data,
+ * then its unpacked size in four bytes.  *out is a fresh mapping of *out_len bytes, released with
  * boot_unpack_free().  -EINVAL: damaged, -ENOEXEC: unknown compression, -ENOMEM. */
-int boot_unpack(const uint8_t *in, uint64_t len, uint8_t **out, uint64_t *out_len, struct error *err);
+int boot_unpack(const uint8_t *in, uint64_t len, uint8_t **out, uint64_t *out_len,
+		struct error *err);
 void boot_unpack_free(uint8_t *out, uint64_t out_len);
 
 /* The name of the compression at `in` ("lz4", "xz", ...), or NULL. */

@@ -2,14 +2,13 @@
  *
  * One table names each feature, its bit, and how it comes to a guest:
  *
- *   LEVEL n  belongs to x86-64-vn (System V psABI); executed by the host's processor, which must have it
- *   EXTRA    beyond the levels, of use to programs; in "default" (with the level it builds on) and "max"
- *   WIDE     AVX-512 beyond x86-64-v4; in "max"
- *   SOFT     implemented by takt itself whatever the host is; in every model
- *   OPTION   implemented by takt, but only when asked for
+ *   LEVEL n  belongs to x86-64-vn (System V psABI); executed by the host's processor, which must
+ * have it EXTRA    beyond the levels, of use to programs; in "default" (with the level it builds
+ * on) and "max" WIDE     AVX-512 beyond x86-64-v4; in "max" SOFT     implemented by takt itself
+ * whatever the host is; in every model OPTION   implemented by takt, but only when asked for
  *
- * What is not in the table is never shown: VMX, SVM, MONITOR, TSX, PKU, XSAVES, CET, MPX, SGX, PT, AMX,
- * WAITPKG, ENQCMD, UINTR, Key Locker, the performance monitor, thermal and power reporting.
+ * What is not in the table is never shown: VMX, SVM, MONITOR, TSX, PKU, XSAVES, CET, MPX, SGX, PT,
+ * AMX, WAITPKG, ENQCMD, UINTR, Key Locker, the performance monitor, thermal and power reporting.
  */
 #include "x86/cpuid.h"
 
@@ -166,7 +165,8 @@ static const struct model {
     {"default", 3, true, true, false},     {"max", 4, true, true, true},
 };
 
-/* --- the host ----------------------------------------------------------------------------------- */
+/* --- the host -----------------------------------------------------------------------------------
+ */
 
 struct host {
 	uint32_t words[WORDS];
@@ -205,7 +205,8 @@ static void close_set(uint32_t words[WORDS])
 		for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
 			const struct feature *f = &features[i];
 
-			if (f->needs && set_has(words, f) && !set_has(words, find_feature(f->needs))) {
+			if (f->needs && set_has(words, f) &&
+			    !set_has(words, find_feature(f->needs))) {
 				words[f->word] &= ~(1u << f->bit);
 				changed = true;
 			}
@@ -213,7 +214,8 @@ static void close_set(uint32_t words[WORDS])
 	}
 }
 
-/* What programs on this host may use: the processor has it, and the kernel switched its state on. */
+/* What programs on this host may use: the processor has it, and the kernel switched its state on.
+ */
 static void host_read(struct host *h)
 {
 	uint32_t a, b, c, d;
@@ -260,7 +262,8 @@ static unsigned host_level(const struct host *h)
 	return level;
 }
 
-/* --- building a model --------------------------------------------------------------------------- */
+/* --- building a model ---------------------------------------------------------------------------
+ */
 
 const char *cpu_model_name(size_t i)
 {
@@ -272,27 +275,35 @@ const char *cpu_feature_name(size_t i)
 	return i < ARRAY_SIZE(features) ? features[i].name : NULL;
 }
 
-static bool in_model(const struct feature *f, const struct model *m, unsigned level, const struct host *h)
+static bool in_model(const struct feature *f, const struct model *m, unsigned level,
+		     const struct host *h)
 {
 	switch (f->kind) {
-	case SOFT: return true;
-	case OPTION: return false;
-	case EXTRA: return m->extras && f->level <= level && set_has(h->words, f);
-	case WIDE: return m->wide && set_has(h->words, f);
+	case SOFT:
+		return true;
+	case OPTION:
+		return false;
+	case EXTRA:
+		return m->extras && f->level <= level && set_has(h->words, f);
+	case WIDE:
+		return m->wide && set_has(h->words, f);
 	default:
 		/* Above the host's level, "max" still takes what single features there are. */
 		return f->kind <= level || (m->wide && set_has(h->words, f));
 	}
 }
 
-static int choose_model(const struct model *m, const struct host *h, uint32_t words[WORDS], struct error *err)
+static int choose_model(const struct model *m, const struct host *h, uint32_t words[WORDS],
+			struct error *err)
 {
 	unsigned best = host_level(h);
 	unsigned level = m->or_less ? MIN((unsigned)m->level, best) : m->level;
 
 	if (level > best)
-		return error_set(err, EINVAL, "CPU model %s is more than this host has: use x86-64-v%u, default or max",
-		                 m->name, best);
+		return error_set(
+		    err, EINVAL,
+		    "CPU model %s is more than this host has: use x86-64-v%u, default or max",
+		    m->name, best);
 	for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
 		if (in_model(&features[i], m, level, h))
 			words[features[i].word] |= 1u << features[i].bit;
@@ -301,33 +312,41 @@ static int choose_model(const struct model *m, const struct host *h, uint32_t wo
 	return 0;
 }
 
-static int unknown(const char *what, const char *word, const char *(*name)(size_t), struct error *err)
+static int unknown(const char *what, const char *word, const char *(*name)(size_t),
+		   struct error *err)
 {
 	const char *nearest = nearest_name(word, name);
 
 	if (nearest)
-		return error_set(err, EINVAL, "unknown CPU %s '%s': did you mean '%s'?", what, word, nearest);
-	return error_set(err, EINVAL, "unknown CPU %s '%s': takt(1) lists them under --cpu", what, word);
+		return error_set(err, EINVAL, "unknown CPU %s '%s': did you mean '%s'?", what, word,
+				 nearest);
+	return error_set(err, EINVAL, "unknown CPU %s '%s': takt(1) lists them under --cpu", what,
+			 word);
 }
 
 /* Applies "+feat" or "-feat". */
-static int apply_change(const char *change, const struct host *h, uint32_t words[WORDS], struct error *err)
+static int apply_change(const char *change, const struct host *h, uint32_t words[WORDS],
+			struct error *err)
 {
 	const struct feature *f;
 
 	if ((change[0] != '+' && change[0] != '-') || !change[1])
-		return error_set(err, EINVAL, "CPU feature '%s' needs a + or - before its name", change);
+		return error_set(err, EINVAL, "CPU feature '%s' needs a + or - before its name",
+				 change);
 	f = find_feature(change + 1);
 	if (!f)
 		return unknown("feature", change + 1, cpu_feature_name, err);
 	if (change[0] == '-') {
 		if (f->kind == LEVEL1 || !strcmp(f->name, "lm"))
-			return error_set(err, EINVAL, "CPU feature '%s' belongs to every x86-64 processor", f->name);
+			return error_set(err, EINVAL,
+					 "CPU feature '%s' belongs to every x86-64 processor",
+					 f->name);
 		words[f->word] &= ~(1u << f->bit);
 		return 0;
 	}
 	if (f->kind < SOFT && !set_has(h->words, f))
-		return error_set(err, EINVAL, "CPU feature '%s' is not in this host's processor", f->name);
+		return error_set(err, EINVAL, "CPU feature '%s' is not in this host's processor",
+				 f->name);
 	words[f->word] |= 1u << f->bit;
 	return 0;
 }
@@ -338,7 +357,8 @@ static int check_change(const char *change, const uint32_t words[WORDS], struct 
 	const struct feature *f = find_feature(change + 1);
 
 	if (change[0] == '+' && !set_has(words, f))
-		return error_set(err, EINVAL, "CPU feature '%s' needs '%s', which this model lacks", f->name, f->needs);
+		return error_set(err, EINVAL, "CPU feature '%s' needs '%s', which this model lacks",
+				 f->name, f->needs);
 	return 0;
 }
 
@@ -423,7 +443,8 @@ int cpu_model_init(struct cpu_model *model, const char *name, unsigned vcpus, st
 	if (!name)
 		name = "default";
 	if (strlen(name) >= sizeof(text))
-		return error_set(err, EINVAL, "the CPU model is longer than %zu characters", sizeof(text) - 1);
+		return error_set(err, EINVAL, "the CPU model is longer than %zu characters",
+				 sizeof(text) - 1);
 	strcpy(text, name);
 	changes = strchr(text, ',');
 	if (changes)
@@ -446,9 +467,9 @@ int cpu_model_init(struct cpu_model *model, const char *name, unsigned vcpus, st
 bool cpu_model_has(const struct cpu_model *model, const char *feature)
 {
 	const uint32_t words[WORDS] = {
-	    [W_1C] = model->leaf1_ecx,     [W_1D] = model->leaf1_edx,    [W_7B] = model->leaf7_ebx,
-	    [W_7C] = model->leaf7_ecx,     [W_7D] = model->leaf7_edx,    [W_71A] = model->leaf7_1_eax,
-	    [W_D1A] = model->leafd_1_eax, [W_X1C] = model->ext1_ecx,    [W_X1D] = model->ext1_edx,
+	    [W_1C] = model->leaf1_ecx,    [W_1D] = model->leaf1_edx, [W_7B] = model->leaf7_ebx,
+	    [W_7C] = model->leaf7_ecx,    [W_7D] = model->leaf7_edx, [W_71A] = model->leaf7_1_eax,
+	    [W_D1A] = model->leafd_1_eax, [W_X1C] = model->ext1_ecx, [W_X1D] = model->ext1_edx,
 	};
 	const struct feature *f = find_feature(feature);
 
@@ -466,15 +487,16 @@ bool cpu_host_has(const char *feature)
 
 const char *cpu_host_level(void)
 {
-	static const char *const names[] = {"less than x86-64-v1", "x86-64-v1", "x86-64-v2", "x86-64-v3",
-	                                    "x86-64-v4"};
+	static const char *const names[] = {"less than x86-64-v1", "x86-64-v1", "x86-64-v2",
+					    "x86-64-v3", "x86-64-v4"};
 	struct host h;
 
 	host_read(&h);
 	return names[host_level(&h)];
 }
 
-/* --- the instruction ---------------------------------------------------------------------------- */
+/* --- the instruction ----------------------------------------------------------------------------
+ */
 
 static void set4(uint32_t out[4], uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
@@ -516,8 +538,8 @@ static void leaf_features(const struct vcpu *v, uint32_t out[4])
 	const struct cpu_model *m = v->model;
 	unsigned ids = 1u << id_bits(m->vcpus);
 
-	set4(out, m->signature, v->index << 24 | MIN(ids, 255u) << 16 | CLFLUSH_QWORDS << 8, m->leaf1_ecx,
-	     m->leaf1_edx);
+	set4(out, m->signature, v->index << 24 | MIN(ids, 255u) << 16 | CLFLUSH_QWORDS << 8,
+	     m->leaf1_ecx, m->leaf1_edx);
 	if (m->vcpus > 1)
 		out[3] |= 1u << 28; /* HTT: ids are valid */
 	if (v->cr4 & CR4_OSXSAVE)
@@ -539,7 +561,8 @@ static void leaf_caches(const struct cpu_model *m, uint32_t subleaf, uint32_t ou
 		set4(out, 0, 0, 0, 0);
 		return;
 	}
-	set4(out, caches[subleaf].type | caches[subleaf].level << 5 | 1u << 8 /* self-initializing */,
+	set4(out,
+	     caches[subleaf].type | caches[subleaf].level << 5 | 1u << 8 /* self-initializing */,
 	     (caches[subleaf].ways - 1u) << 22 | (64 - 1), caches[subleaf].sets - 1, 0);
 	if (caches[subleaf].level == 3)
 		out[0] |= MIN(ids - 1, 0xfffu) << 14;
@@ -569,7 +592,8 @@ static uint32_t xsave_size(const struct cpu_model *m, uint64_t xcr0, bool compac
 		if (!compacted)
 			size = MAX(size, m->xsave[i].offset + m->xsave[i].size);
 		else
-			size = (m->xsave[i].flags & 2 ? ALIGN_UP(size, 64u) : size) + m->xsave[i].size;
+			size =
+			    (m->xsave[i].flags & 2 ? ALIGN_UP(size, 64u) : size) + m->xsave[i].size;
 	}
 	return size;
 }
@@ -589,7 +613,8 @@ static void leaf_xsave(const struct vcpu *v, uint32_t subleaf, uint32_t out[4])
 		if (out[0] & 2)
 			out[1] = xsave_size(m, v->xcr0, true);
 	} else if (subleaf < CPUID_XSAVE_COMPONENTS && (m->xcr0_mask >> subleaf & 1)) {
-		set4(out, m->xsave[subleaf].size, m->xsave[subleaf].offset, m->xsave[subleaf].flags, 0);
+		set4(out, m->xsave[subleaf].size, m->xsave[subleaf].offset, m->xsave[subleaf].flags,
+		     0);
 	}
 }
 
@@ -605,10 +630,18 @@ static void basic_leaf(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, ui
 		memcpy(&out[3], m->vendor + 4, 4);
 		memcpy(&out[2], m->vendor + 8, 4);
 		break;
-	case 1: leaf_features(v, out); break;
-	case 2: set4(out, 0x00feff01, 0xf0, 0, 0); break; /* caches: leaf 4; 64-byte prefetching */
-	case 4: leaf_caches(m, subleaf, out); break;
-	case 6: out[0] = 1u << 2; break; /* ARAT: the APIC timer never stops */
+	case 1:
+		leaf_features(v, out);
+		break;
+	case 2:
+		set4(out, 0x00feff01, 0xf0, 0, 0);
+		break; /* caches: leaf 4; 64-byte prefetching */
+	case 4:
+		leaf_caches(m, subleaf, out);
+		break;
+	case 6:
+		out[0] = 1u << 2;
+		break; /* ARAT: the APIC timer never stops */
 	case 7:
 		if (subleaf == 0)
 			set4(out, 1, m->leaf7_ebx, m->leaf7_ecx, m->leaf7_edx);
@@ -616,10 +649,18 @@ static void basic_leaf(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, ui
 			out[0] = m->leaf7_1_eax;
 		break;
 	case 0xb:
-	case 0x1f: leaf_topology(v, subleaf, out); break;
-	case 0xd: leaf_xsave(v, subleaf, out); break;
-	case 0x15: set4(out, CPUID_BUS_HZ / 1000, m->tsc_khz, CPUID_BUS_HZ, 0); break;
-	case 0x16: set4(out, m->tsc_khz / 1000, m->tsc_khz / 1000, 100, 0); break;
+	case 0x1f:
+		leaf_topology(v, subleaf, out);
+		break;
+	case 0xd:
+		leaf_xsave(v, subleaf, out);
+		break;
+	case 0x15:
+		set4(out, CPUID_BUS_HZ / 1000, m->tsc_khz, CPUID_BUS_HZ, 0);
+		break;
+	case 0x16:
+		set4(out, m->tsc_khz / 1000, m->tsc_khz / 1000, 100, 0);
+		break;
 	}
 }
 
@@ -632,10 +673,12 @@ static void kvm_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 		memcpy(&out[1], "KVMKVMKVM\0\0\0", 12);
 		break;
 	case 0x40000001:
-		out[0] = KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME | KVM_PV_EOI |
-		         KVM_CLOCKSOURCE_STABLE;
+		out[0] = KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME |
+			 KVM_PV_EOI | KVM_CLOCKSOURCE_STABLE;
 		break;
-	case 0x40000010: set4(out, v->model->tsc_khz, CPUID_BUS_HZ / 1000, 0, 0); break;
+	case 0x40000010:
+		set4(out, v->model->tsc_khz, CPUID_BUS_HZ / 1000, 0, 0);
+		break;
 	}
 }
 
@@ -647,17 +690,27 @@ static void extended_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 
 	set4(out, 0, 0, 0, 0);
 	switch (leaf) {
-	case 0x80000000: out[0] = EXT_LEAF_MAX; break;
-	case 0x80000001: set4(out, 0, 0, m->ext1_ecx, m->ext1_edx); break;
+	case 0x80000000:
+		out[0] = EXT_LEAF_MAX;
+		break;
+	case 0x80000001:
+		set4(out, 0, 0, m->ext1_ecx, m->ext1_edx);
+		break;
 	case 0x80000002:
 	case 0x80000003:
 	case 0x80000004:
 		memcpy(brand, m->brand, sizeof(brand));
 		set_text(out, brand + 16 * (leaf - 0x80000002));
 		break;
-	case 0x80000006: out[2] = 2048u << 16 | 8u << 12 | 64; break; /* second level: 2M, 16 ways */
-	case 0x80000007: out[3] = 1u << 8; break;                     /* invariant TSC */
-	case 0x80000008: out[0] = virtual_bits << 8 | PHYS_BITS; break;
+	case 0x80000006:
+		out[2] = 2048u << 16 | 8u << 12 | 64;
+		break; /* second level: 2M, 16 ways */
+	case 0x80000007:
+		out[3] = 1u << 8;
+		break; /* invariant TSC */
+	case 0x80000008:
+		out[0] = virtual_bits << 8 | PHYS_BITS;
+		break;
 	}
 }
 

@@ -12,7 +12,8 @@
 
 struct vcpu;
 
-#define CPUID_BUS_HZ 1000000000u /* what the guest is told of the local APIC's clock (LAPIC_BUS_HZ) */
+#define CPUID_BUS_HZ \
+	1000000000u /* what the guest is told of the local APIC's clock (LAPIC_BUS_HZ) */
 #define CPUID_XSAVE_COMPONENTS 8 /* x87, SSE, AVX, (MPX), AVX-512 */
 
 struct cpu_model {
@@ -29,7 +30,8 @@ struct cpu_model {
 	char brand[49];
 	/* The XSAVE area's layout, which is the host's: the engine saves guest state natively. */
 	struct {
-		uint32_t size, offset, flags; /* standard format; flags bit 1: 64-byte aligned if compacted */
+		uint32_t size, offset,
+		    flags; /* standard format; flags bit 1: 64-byte aligned if compacted */
 	} xsave[CPUID_XSAVE_COMPONENTS];
 };
 

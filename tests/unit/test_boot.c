@@ -40,7 +40,8 @@ struct blob {
 	size_t len;
 };
 
-/* --- making kernels ----------------------------------------------------------------------------- */
+/* --- making kernels -----------------------------------------------------------------------------
+ */
 
 static struct blob make_elf(bool notes)
 {
@@ -58,9 +59,10 @@ static struct blob make_elf(bool notes)
 	eh->e_phoff = sizeof(*eh);
 	eh->e_phentsize = sizeof(*ph);
 	eh->e_phnum = notes ? 3 : 2;
-	ph[0] = (Elf64_Phdr){PT_LOAD, 5, off, KERNEL_MAP + LINK_BASE, LINK_BASE, TEXT_SIZE, TEXT_SIZE, 4096};
-	ph[1] = (Elf64_Phdr){PT_LOAD, 6, off + TEXT_SIZE, KERNEL_MAP + DATA_PADDR, DATA_PADDR, DATA_SIZE,
-	                     DATA_SIZE + BSS_SIZE, 4096};
+	ph[0] = (Elf64_Phdr){PT_LOAD,   5,         off,       KERNEL_MAP + LINK_BASE,
+			     LINK_BASE, TEXT_SIZE, TEXT_SIZE, 4096};
+	ph[1] = (Elf64_Phdr){PT_LOAD,    6,         off + TEXT_SIZE,      KERNEL_MAP + DATA_PADDR,
+			     DATA_PADDR, DATA_SIZE, DATA_SIZE + BSS_SIZE, 4096};
 	for (size_t i = 0; i < TEXT_SIZE; i++)
 		b.p[off + i] = (uint8_t)(i * 7 + (i >> 8));
 	if (notes) {
@@ -106,8 +108,9 @@ static void put_be32(uint8_t *p, uint32_t v)
 
 static size_t pack_lzo(struct blob in, uint8_t *out)
 {
-	static const uint8_t head[] = {0x89, 'L', 'Z', 'O', 0,  '\r', '\n', 0x1a, '\n', 0x10, 0x30, 0x20,
-	                               0xa0, 0x09, 0x40, 3, 9, 0, 0, 0, 1 /* flags: adler32 */};
+	static const uint8_t head[] = {0x89, 'L',  'Z',  'O',  0,    '\r', '\n',
+				       0x1a, '\n', 0x10, 0x30, 0x20, 0xa0, 0x09,
+				       0x40, 3,    9,    0,    0,    0,    1 /* flags: adler32 */};
 	size_t n = sizeof(head), done = 0;
 	void *work = malloc(LZO1X_1_MEM_COMPRESS);
 
@@ -138,12 +141,14 @@ static size_t pack_lzo(struct blob in, uint8_t *out)
 static size_t pack_xz(struct blob in, uint8_t *out, size_t room)
 {
 	lzma_options_lzma options;
-	lzma_filter filters[] = {{LZMA_FILTER_X86, NULL}, {LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, NULL}};
+	lzma_filter filters[] = {
+	    {LZMA_FILTER_X86, NULL}, {LZMA_FILTER_LZMA2, &options}, {LZMA_VLI_UNKNOWN, NULL}};
 	size_t n = 0;
 
 	lzma_lzma_preset(&options, 1);
-	assert_int_equal(lzma_stream_buffer_encode(filters, LZMA_CHECK_CRC32, NULL, in.p, in.len, out, &n, room),
-	                 LZMA_OK);
+	assert_int_equal(
+	    lzma_stream_buffer_encode(filters, LZMA_CHECK_CRC32, NULL, in.p, in.len, out, &n, room),
+	    LZMA_OK);
 	return n;
 }
 
@@ -177,7 +182,8 @@ static size_t pack_gzip(struct blob in, uint8_t *out, size_t room)
 	return room - z.avail_out;
 }
 
-/* The payload as the kernel's build makes it: packed data, then its plain size (gzip has it already). */
+/* The payload as the kernel's build makes it: packed data, then its plain size (gzip has it
+ * already). */
 static struct blob pack(struct blob in, const char *how)
 {
 	size_t room = in.len * 2 + 4096;
@@ -190,7 +196,8 @@ static struct blob pack(struct blob in, const char *how)
 		return b;
 	}
 	if (!strcmp(how, "bzip2")) {
-		BZ2_bzBuffToBuffCompress((char *)b.p, &u, (char *)in.p, (unsigned int)in.len, 1, 0, 0);
+		BZ2_bzBuffToBuffCompress((char *)b.p, &u, (char *)in.p, (unsigned int)in.len, 1, 0,
+					 0);
 		b.len = u;
 	} else if (!strcmp(how, "xz")) {
 		b.len = pack_xz(in, b.p, room);
@@ -199,7 +206,8 @@ static struct blob pack(struct blob in, const char *how)
 	} else if (!strcmp(how, "lzo")) {
 		b.len = pack_lzo(in, b.p);
 	} else if (!strcmp(how, "lz4")) {
-		int n = LZ4_compress_HC((char *)in.p, (char *)b.p + 8, (int)in.len, (int)room - 8, 9);
+		int n =
+		    LZ4_compress_HC((char *)in.p, (char *)b.p + 8, (int)in.len, (int)room - 8, 9);
 
 		*(uint32_t *)b.p = 0x184c2102;
 		*(uint32_t *)(b.p + 4) = (uint32_t)n;
@@ -226,13 +234,13 @@ static struct blob make_bzimage(struct blob payload)
 	b.p[0x201] = 0x66;
 	memcpy(b.p + 0x202, "HdrS", 4);
 	*(uint16_t *)(b.p + 0x206) = 0x20f;
-	b.p[0x211] = 1;                                 /* LOADED_HIGH */
-	*(uint32_t *)(b.p + 0x22c) = 0x7fffffff;        /* initrd_addr_max */
-	*(uint32_t *)(b.p + 0x230) = 0x200000;          /* kernel_alignment */
-	b.p[0x234] = 1;                                 /* relocatable */
-	*(uint16_t *)(b.p + 0x236) = 1;                 /* XLF_KERNEL_64 */
-	*(uint32_t *)(b.p + 0x238) = 2047;              /* cmdline_size */
-	*(uint32_t *)(b.p + 0x248) = 64;                /* payload_offset */
+	b.p[0x211] = 1;                          /* LOADED_HIGH */
+	*(uint32_t *)(b.p + 0x22c) = 0x7fffffff; /* initrd_addr_max */
+	*(uint32_t *)(b.p + 0x230) = 0x200000;   /* kernel_alignment */
+	b.p[0x234] = 1;                          /* relocatable */
+	*(uint16_t *)(b.p + 0x236) = 1;          /* XLF_KERNEL_64 */
+	*(uint32_t *)(b.p + 0x238) = 2047;       /* cmdline_size */
+	*(uint32_t *)(b.p + 0x248) = 64;         /* payload_offset */
 	*(uint32_t *)(b.p + 0x24c) = (uint32_t)payload.len;
 	*(uint64_t *)(b.p + 0x258) = LINK_BASE;
 	*(uint32_t *)(b.p + 0x260) = SPAN;
@@ -251,7 +259,8 @@ static struct blob kernel_packed(const char *how)
 	return image;
 }
 
-/* --- the scene of a test ------------------------------------------------------------------------ */
+/* --- the scene of a test ------------------------------------------------------------------------
+ */
 
 static char kernel_path[64], initrd_path[64];
 
@@ -332,11 +341,13 @@ static uint64_t ram64(const struct scene *s, gpa_t gpa)
 	return ram32(s, gpa) | (uint64_t)ram32(s, gpa + 4) << 32;
 }
 
-/* --- tests -------------------------------------------------------------------------------------- */
+/* --- tests --------------------------------------------------------------------------------------
+ */
 
 static void every_compression_unpacks_to_the_same_kernel(void **state)
 {
-	static const char *const how[] = {"gzip", "bzip2", "xz", "lzma", "lzo", "lz4", "zstd", "no"};
+	static const char *const how[] = {"gzip", "bzip2", "xz",   "lzma",
+					  "lzo",  "lz4",   "zstd", "no"};
 	struct blob elf = with_relocs(make_elf(false));
 
 	(void)state;
@@ -381,7 +392,8 @@ static void a_bzimage_is_placed_at_random_and_relocated(void **state)
 	unsigned different = 0;
 
 	(void)state;
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
 	for (unsigned i = 0; i < ARRAY_SIZE(bases); i++) {
 		uint64_t pointer;
 		gpa_t data;
@@ -406,7 +418,8 @@ static void a_bzimage_is_placed_at_random_and_relocated(void **state)
 		assert_int_equal(s.v->regs[GPR_RSI], 0x7000);
 		assert_int_equal(ram32(&s, 0x7000 + 0x211) & 3, 3);
 		assert_int_equal(ram64(&s, 0x7000 + 0x70), 0xe0000);
-		assert_string_equal(ram_host(&s.ram, ram32(&s, 0x7000 + 0x228), 32), "console=ttyS0");
+		assert_string_equal(ram_host(&s.ram, ram32(&s, 0x7000 + 0x228), 32),
+				    "console=ttyS0");
 		assert_int_equal(ram32(&s, 0x7000 + 0x1e8) & 0xff, 4);
 		ram_destroy(&s.ram);
 		free(s.v);
@@ -425,7 +438,8 @@ static void a_seed_repeats_the_placement_and_nokaslr_forbids_it(void **state)
 	uint64_t offset;
 
 	(void)state;
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
 	s.image.kaslr_seed = 42;
 	scene_ram(&s, 512 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), 0);
@@ -451,7 +465,8 @@ static void kernel_and_initrd_never_overlap_even_in_tight_memory(void **state)
 	(void)state;
 	memset(initrd.p, 0xa5, initrd.len);
 	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel),
-	                                 write_file(initrd_path, "initrd", initrd), &s.err), 0);
+					 write_file(initrd_path, "initrd", initrd), &s.err),
+			 0);
 	for (uint64_t memory = 26 * MiB; memory < 40 * MiB; memory += MiB) {
 		gpa_t k, i;
 
@@ -481,7 +496,8 @@ static void memory_that_is_too_small_is_said_so(void **state)
 
 	(void)state;
 	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel),
-	                                 write_file(initrd_path, "initrd", initrd), &s.err), 0);
+					 write_file(initrd_path, "initrd", initrd), &s.err),
+			 0);
 	scene_ram(&s, 4 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), -ENOMEM);
 	assert_non_null(strstr(s.err.text, "initrd"));
@@ -506,7 +522,8 @@ static void a_command_line_longer_than_the_kernel_takes_is_refused(void **state)
 	(void)state;
 	memset(line, 'x', sizeof(line));
 	line[2999] = 0;
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel), NULL, &s.err), 0);
 	scene_ram(&s, 64 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, line, 0, &s.err), -E2BIG);
 	line[2047] = 0;
@@ -523,7 +540,9 @@ static void an_elf_kernel_enters_where_its_notes_and_layout_say(void **state)
 
 	(void)state;
 	/* Linux's layout with a PVH note: the 64-bit entry, unless asked otherwise. */
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", linux_elf), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", linux_elf), NULL, &s.err),
+	    0);
 	scene_ram(&s, 64 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), 0);
 	assert_int_equal(s.v->rip, LINK_BASE + 0x40);
@@ -539,7 +558,8 @@ static void an_elf_kernel_enters_where_its_notes_and_layout_say(void **state)
 	memset(&s, 0, sizeof(s));
 	ph[0].p_vaddr = LINK_BASE;
 	ph[1].p_vaddr = DATA_PADDR;
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", xen_elf), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", xen_elf), NULL, &s.err), 0);
 	scene_ram(&s, 64 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), 0);
 	assert_int_equal(s.v->rip, LINK_BASE + 0x80);
@@ -671,7 +691,8 @@ static void a_kernel_cut_anywhere_is_refused_or_loads(void **state)
 /* Random damage must never do more than fail with a sentence. */
 static void a_kernel_with_flipped_bits_is_refused_or_loads(void **state)
 {
-	static const char *const how[] = {"gzip", "bzip2", "xz", "lzma", "lzo", "lz4", "zstd", "no"};
+	static const char *const how[] = {"gzip", "bzip2", "xz",   "lzma",
+					  "lzo",  "lz4",   "zstd", "no"};
 	unsigned seed = 1;
 
 	(void)state;
@@ -684,7 +705,8 @@ static void a_kernel_with_flipped_bits_is_refused_or_loads(void **state)
 
 			k.p[at] ^= (uint8_t)(1u << (rand_r(&seed) & 7));
 		}
-		if (!boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL, &s.err)) {
+		if (!boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL,
+				     &s.err)) {
 			scene_ram(&s, 64 * MiB);
 			if (boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err))
 				assert_true(strlen(s.err.text) > 10);
@@ -703,7 +725,8 @@ static void a_relocation_outside_of_the_kernel_is_refused(void **state)
 	*(int32_t *)(elf.p + elf.len - 4) = (int32_t)(KERNEL_MAP + LINK_BASE + SPAN - 2);
 	payload = pack(elf, "lz4");
 	k = make_bzimage(payload);
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL, &s.err), 0);
 	scene_ram(&s, 64 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), -EINVAL);
 	assert_non_null(strstr(s.err.text, "relocation"));
@@ -719,7 +742,8 @@ static void a_kernel_replaced_between_two_loads_is_noticed(void **state)
 	struct scene s = {0};
 
 	(void)state;
-	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL, &s.err), 0);
+	assert_int_equal(
+	    boot_image_open(&s.image, write_file(kernel_path, "kernel", k), NULL, &s.err), 0);
 	scene_ram(&s, 64 * MiB);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), 0);
 	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0, &s.err), 0);
@@ -735,12 +759,17 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_teardown(every_compression_unpacks_to_the_same_kernel, remove_files),
 	    cmocka_unit_test_teardown(a_bzimage_is_placed_at_random_and_relocated, remove_files),
-	    cmocka_unit_test_teardown(a_seed_repeats_the_placement_and_nokaslr_forbids_it, remove_files),
-	    cmocka_unit_test_teardown(kernel_and_initrd_never_overlap_even_in_tight_memory, remove_files),
+	    cmocka_unit_test_teardown(a_seed_repeats_the_placement_and_nokaslr_forbids_it,
+				      remove_files),
+	    cmocka_unit_test_teardown(kernel_and_initrd_never_overlap_even_in_tight_memory,
+				      remove_files),
 	    cmocka_unit_test_teardown(memory_that_is_too_small_is_said_so, remove_files),
-	    cmocka_unit_test_teardown(a_command_line_longer_than_the_kernel_takes_is_refused, remove_files),
-	    cmocka_unit_test_teardown(an_elf_kernel_enters_where_its_notes_and_layout_say, remove_files),
-	    cmocka_unit_test_teardown(missing_files_and_wrong_kinds_of_files_are_named, remove_files),
+	    cmocka_unit_test_teardown(a_command_line_longer_than_the_kernel_takes_is_refused,
+				      remove_files),
+	    cmocka_unit_test_teardown(an_elf_kernel_enters_where_its_notes_and_layout_say,
+				      remove_files),
+	    cmocka_unit_test_teardown(missing_files_and_wrong_kinds_of_files_are_named,
+				      remove_files),
 	    cmocka_unit_test_teardown(kernels_of_other_kinds_are_refused, remove_files),
 	    cmocka_unit_test_teardown(absurd_header_fields_are_refused, remove_files),
 	    cmocka_unit_test_teardown(absurd_elf_fields_are_refused, remove_files),

@@ -40,10 +40,18 @@ static void sizes_have_units(void **state)
 	static const struct {
 		const char *text;
 		uint64_t bytes;
-	} good[] = {{"0", 0},          {"4096", 4096},     {"0x1000", 4096},   {"512M", 512 * MiB}, {"512m", 512 * MiB},
-	            {"2G", 2 * GiB},   {"2GiB", 2 * GiB},  {"64KB", 64 * KiB}, {"1T", 1024 * GiB}};
-	static const char *const bad[] = {"", "M", "-1", "1X", "1MM", "1.5G", " 1", "99999999999T", "18446744073709551616",
-	                                  "0x", "1Mi B"};
+	} good[] = {{"0", 0},
+		    {"4096", 4096},
+		    {"0x1000", 4096},
+		    {"512M", 512 * MiB},
+		    {"512m", 512 * MiB},
+		    {"2G", 2 * GiB},
+		    {"2GiB", 2 * GiB},
+		    {"64KB", 64 * KiB},
+		    {"1T", 1024 * GiB}};
+	static const char *const bad[] = {
+	    "",   "M",    "-1", "1X", "1MM", "1.5G", " 1", "99999999999T", "18446744073709551616",
+	    "0x", "1Mi B"};
 	uint64_t bytes;
 
 	(void)state;
@@ -68,7 +76,8 @@ static void both_spellings_set_values(void **state)
 	assert_int_equal(parse(&o, &err, "--text=a=b", "--number=7", NULL), 0);
 	assert_string_equal(o.text, "a=b");
 	assert_int_equal(o.number, 7);
-	assert_int_equal(parse(&o, &err, "--text", "--flag", NULL), 0); /* a value may look like an option */
+	assert_int_equal(parse(&o, &err, "--text", "--flag", NULL),
+			 0); /* a value may look like an option */
 	assert_string_equal(o.text, "--flag");
 	assert_int_equal(parse(&o, &err, "--flag", "--help", "--bogus"), 1);
 }

@@ -1,4 +1,5 @@
-/* The console on a terminal, in a file and without a reader: commands, restoration, bounded output. */
+/* The console on a terminal, in a file and without a reader: commands, restoration, bounded output.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -84,12 +85,12 @@ static void close_console(struct guest *g)
 	loop_destroy(&g->loop);
 }
 
-/* Runs a scene in a child whose stdin and stdout are a terminal of its own; the scene gets the other
- * side.  The child's status is the number of the line that failed, 0 for success. */
-#define CHECK(condition)                                                                            \
-	do {                                                                                        \
-		if (!(condition))                                                                   \
-			_exit(__LINE__ % 251 + 1);                                                  \
+/* Runs a scene in a child whose stdin and stdout are a terminal of its own; the scene gets the
+ * other side.  The child's status is the number of the line that failed, 0 for success. */
+#define CHECK(condition)                           \
+	do {                                       \
+		if (!(condition))                  \
+			_exit(__LINE__ % 251 + 1); \
 	} while (0)
 
 static int on_terminal(void (*scene)(int master, const struct termios *before))
@@ -204,7 +205,8 @@ static void exit_scene(int master, const struct termios *before)
 
 	(void)before;
 	CHECK(open_console(&g, "stdio") == 0);
-	/* exit() without console_close(): atexit restores.  The grandparent looks at the terminal. */
+	/* exit() without console_close(): atexit restores.  The grandparent looks at the terminal.
+	 */
 	if (fork() == 0)
 		exit(0);
 	wait(NULL);

@@ -1,5 +1,5 @@
-/* CPUID models: levels are what the psABI says, nothing dangerous is ever shown, features can be added
- * and taken away by name, and the leaves agree with each other and with the vcpu's state. */
+/* CPUID models: levels are what the psABI says, nothing dangerous is ever shown, features can be
+ * added and taken away by name, and the leaves agree with each other and with the vcpu's state. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -53,8 +53,10 @@ enum { EAX, EBX, ECX, EDX };
 
 static void levels_hold_what_the_psabi_says(void **state)
 {
-	static const char *const v2[] = {"cx16", "lahf_lm", "popcnt", "sse3", "sse4_1", "sse4_2", "ssse3"};
-	static const char *const v3[] = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"};
+	static const char *const v2[] = {"cx16",   "lahf_lm", "popcnt", "sse3",
+					 "sse4_1", "sse4_2",  "ssse3"};
+	static const char *const v3[] = {"avx", "avx2", "bmi1",  "bmi2", "f16c",
+					 "fma", "abm",  "movbe", "xsave"};
 
 	(void)state;
 	use("x86-64-v1");
@@ -97,14 +99,20 @@ static void dangerous_features_never_show(void **state)
 			continue;
 		use(cpu_model_name(i));
 		/* MONITOR, VMX, SMX, EST, TM2, PDCM */
-		assert_int_equal(leaf(1, 0, ECX) & (1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 15), 0);
+		assert_int_equal(
+		    leaf(1, 0, ECX) & (1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 15), 0);
 		/* SGX, HLE, RTM, MPX, PT */
-		assert_int_equal(leaf(7, 0, EBX) & (1 << 2 | 1 << 4 | 1 << 11 | 1 << 14 | 1 << 25), 0);
+		assert_int_equal(leaf(7, 0, EBX) & (1 << 2 | 1 << 4 | 1 << 11 | 1 << 14 | 1 << 25),
+				 0);
 		/* PKU, OSPKE, WAITPKG, SHSTK, LA57, KL, ENQCMD */
-		assert_int_equal(leaf(7, 0, ECX) & (1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 | 1 << 23 | 1 << 29), 0);
+		assert_int_equal(leaf(7, 0, ECX) & (1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 |
+						    1 << 23 | 1 << 29),
+				 0);
 		/* UINTR, TSXLDTRK, PCONFIG, IBT, AMX */
-		assert_int_equal(leaf(7, 0, EDX) & (1 << 5 | 1 << 16 | 1 << 18 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25), 0);
-		assert_int_equal(leaf(0xd, 1, EAX) & 8, 0); /* XSAVES */
+		assert_int_equal(leaf(7, 0, EDX) & (1 << 5 | 1 << 16 | 1 << 18 | 1 << 20 | 1 << 22 |
+						    1 << 24 | 1 << 25),
+				 0);
+		assert_int_equal(leaf(0xd, 1, EAX) & 8, 0);        /* XSAVES */
 		assert_int_equal(leaf(0x80000001, 0, ECX) & 4, 0); /* SVM */
 		assert_int_equal(leaf(0xa, 0, EAX), 0);
 		assert_int_equal(leaf(0x14, 0, EAX), 0);
@@ -120,9 +128,11 @@ static void nothing_the_host_lacks_is_shown(void **state)
 	use("max");
 	__cpuid_count(7, 0, a, b, c, d);
 	/* BMI, AVX2, AVX-512, SHA: executed by the host itself */
-	assert_int_equal(model.leaf7_ebx & ~b & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16 | 1 << 29 | 1u << 31), 0);
+	assert_int_equal(
+	    model.leaf7_ebx & ~b & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16 | 1 << 29 | 1u << 31), 0);
 	__cpuid(1, a, b, c, d);
-	assert_int_equal(model.leaf1_ecx & ~c & (1 << 12 | 1 << 25 | 1 << 28 | 1 << 29 | 1 << 30), 0);
+	assert_int_equal(model.leaf1_ecx & ~c & (1 << 12 | 1 << 25 | 1 << 28 | 1 << 29 | 1 << 30),
+			 0);
 }
 
 static void features_come_and_go_by_name(void **state)
@@ -138,7 +148,7 @@ static void features_come_and_go_by_name(void **state)
 	if (cpu_host_has("avx2")) {
 		use("default,-avx");
 		assert_false(cpu_model_has(&model, "avx2") || cpu_model_has(&model, "fma") ||
-		             cpu_model_has(&model, "vaes"));
+			     cpu_model_has(&model, "vaes"));
 		assert_int_equal(model.xcr0_mask, 3);
 		assert_refused("x86-64-v3,-avx,+avx2", "needs 'avx'");
 	}
@@ -214,7 +224,7 @@ static void identity_and_frequencies_are_consistent(void **state)
 	memcpy(hypervisor, &out[1], 12);
 	assert_string_equal(hypervisor, "KVMKVMKVM");
 	assert_int_equal((uint64_t)leaf(0x15, 0, ECX) * leaf(0x15, 0, EBX) / leaf(0x15, 0, EAX),
-	                 model.tsc_khz * 1000ull);
+			 model.tsc_khz * 1000ull);
 	assert_int_equal(leaf(0x40000010, 0, EAX), model.tsc_khz);
 	assert_int_equal(leaf(0x80000007, 0, EDX), 0x100);
 	/* Beyond the last leaf a processor answers with the last one. */
