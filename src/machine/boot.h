@@ -1,8 +1,8 @@
 /* Direct boot: a kernel and an initramfs from files into a machine that was just reset.
  *
- *   file ── boot_image_open (check everything once) ──▶ boot_image ── boot_image_load (each reset)
- * ──▶ RAM: kernel, initramfs, command line, boot_params or hvm_start_info, GDT, page tables;  vcpu:
- * entry
+ *   files ─ boot_image_open, checks everything once ─▶ boot_image ─ boot_image_load, each reset ─▶
+ *       RAM: kernel, initramfs, command line, boot_params or hvm_start_info, GDT, page tables
+ *       vcpu: at the entry
  *
  * The host does what the kernel's own decompressor would do in the guest: unpack the payload,
  * choose a random physical and virtual base (KASLR) and apply the relocations.  So a guest starts
@@ -45,8 +45,8 @@ struct boot_image {
 };
 
 /* Opens the files and checks the kernel whole (it is unpacked once).  `initrd` may be NULL.  The
- * image is zeroed first; on error it needs no close. -ENOENT, -EACCES, -EISDIR..., -ENOEXEC: not a
- * kernel takt can boot, -EINVAL: damaged, -ENOMEM. */
+ * image is zeroed first; on error it needs no close.
+ * -ENOENT, -EACCES, -EISDIR..., -ENOEXEC: not a kernel takt can boot, -EINVAL: damaged, -ENOMEM. */
 int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
 		    struct error *err);
 void boot_image_close(struct boot_image *image);

@@ -2,10 +2,11 @@
  *
  * One table names each feature, its bit, and how it comes to a guest:
  *
- *   LEVEL n  belongs to x86-64-vn (System V psABI); executed by the host's processor, which must
- * have it EXTRA    beyond the levels, of use to programs; in "default" (with the level it builds
- * on) and "max" WIDE     AVX-512 beyond x86-64-v4; in "max" SOFT     implemented by takt itself
- * whatever the host is; in every model OPTION   implemented by takt, but only when asked for
+ *   LEVEL n  belongs to x86-64-vn (System V psABI); the host's processor executes it
+ *   EXTRA    beyond the levels, of use to programs; in "default" and "max"
+ *   WIDE     AVX-512 beyond x86-64-v4; in "max"
+ *   SOFT     implemented by takt itself whatever the host is; in every model
+ *   OPTION   implemented by takt, but only when asked for
  *
  * What is not in the table is never shown: VMX, SVM, MONITOR, TSX, PKU, XSAVES, CET, MPX, SGX, PT,
  * AMX, WAITPKG, ENQCMD, UINTR, Key Locker, the performance monitor, thermal and power reporting.
