@@ -190,7 +190,8 @@ struct bt_machine {
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
 	uint64_t generation; /* counts flushes of the whole cache */
-	uint8_t vec_ok;      /* vector classes (bit mask) the code was translated for */
+	uint8_t mode;        /* what the code was translated for: bit n = vector class n may run ... */
+#define MODE_USER_TSC 0x80u /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
 	struct bt_stats stats;
 };

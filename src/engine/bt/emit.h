@@ -17,17 +17,17 @@ static inline void e8(struct emit *e, unsigned b)
 }
 static inline void e16(struct emit *e, unsigned w)
 {
-	*(uint16_t *)e->p = (uint16_t)w;
-	e->p += 2;
+	e8(e, w & 0xff);
+	e8(e, w >> 8);
 }
 static inline void e32(struct emit *e, uint32_t d)
 {
-	*(uint32_t *)e->p = d;
+	__builtin_memcpy(e->p, &d, 4);
 	e->p += 4;
 }
 static inline void e64(struct emit *e, uint64_t q)
 {
-	*(uint64_t *)e->p = q;
+	__builtin_memcpy(e->p, &q, 8);
 	e->p += 8;
 }
 
@@ -164,10 +164,12 @@ static inline uint8_t *e_jcc(struct emit *e, unsigned cc, const void *to)
 	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
 	return e->p - 4;
 }
+/* One store, so that code that runs meanwhile jumps to the old place or the new one. */
 static inline void e_patch(uint8_t *rel, const void *to)
 {
-	__atomic_store_n((uint32_t *)rel, (uint32_t)((const uint8_t *)to - (rel + 4)),
-	                 __ATOMIC_RELEASE);
+	uint32_t d = (uint32_t)((const uint8_t *)to - (rel + 4));
+
+	__asm__ volatile("movl %1, (%0)" : : "r"(rel), "r"(d) : "memory");
 }
 
 enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A };

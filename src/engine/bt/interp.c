@@ -217,6 +217,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 		if (bt_do_privileged(v))
 			return X86_FAULT;
 		v->cr0 &= ~(uint64_t)CR0_TS;
+		bv->redispatch = true;
 		return 0;
 	case ZYDIS_MNEMONIC_LMSW:
 		if (bt_do_privileged(v) || bt_op_read(bv, in, 0, 2, &value))
@@ -287,6 +288,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 			return X86_FAULT;
 		if ((uint32_t)v->regs[GPR_RCX])
 			return x86_fault_code(v, VEC_GP, 0);
+		bv->redispatch = true;
 		return x86_write_xcr0(v, (uint32_t)v->regs[GPR_RAX] | v->regs[GPR_RDX] << 32);
 	case ZYDIS_MNEMONIC_XSAVE:
 	case ZYDIS_MNEMONIC_XSAVE64:

@@ -51,13 +51,14 @@ void bt_flags_from_arith(struct bt_vcpu *bv)
 	                bv->ac_flag;
 }
 
-static unsigned vector_classes(const struct vcpu *v)
+/* What of the control registers goes into translated code. */
+static unsigned code_mode(const struct vcpu *v)
 {
-	unsigned ok = 0;
+	unsigned mode = v->cr4 & CR4_TSD ? 0 : MODE_USER_TSC;
 
 	for (enum insn_vec c = VECTOR_NONE; c <= VECTOR_AVX512; c++)
-		ok |= (unsigned)bt_vector_allowed(v, c) << c;
-	return ok;
+		mode |= (unsigned)bt_vector_allowed(v, c) << c;
+	return mode;
 }
 
 /* --- events --- */
@@ -297,12 +298,11 @@ static int run_once(struct bt_vcpu *bv)
 	int rc;
 
 	if (bv->redispatch) {
-		unsigned ok = vector_classes(v);
+		unsigned mode = code_mode(v);
 
 		bv->redispatch = false;
-		if (ok != bv->m->vec_ok) {
-			bt_world(bv);
-			bv->m->vec_ok = (uint8_t)ok;
+		if (mode != bv->m->mode) {
+			bv->m->mode = (uint8_t)mode;
 			bt_cache_flush(bv->m);
 		}
 	}

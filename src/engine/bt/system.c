@@ -28,6 +28,7 @@ int bt_do_write_cr(struct bt_vcpu *bv, unsigned n, uint64_t value)
 			return X86_FAULT;
 		if ((old ^ v->cr0) & (CR0_PG | CR0_WP | CR0_PE))
 			paging_changed(bv);
+		bv->redispatch = true;
 		return 0;
 	case 2: v->cr2 = value; return 0;
 	case 3:
@@ -44,6 +45,7 @@ int bt_do_write_cr(struct bt_vcpu *bv, unsigned n, uint64_t value)
 			return X86_FAULT;
 		if ((old ^ v->cr4) & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PCIDE))
 			paging_changed(bv);
+		bv->redispatch = true;
 		return 0;
 	case 8:
 		if (value >> 4)

@@ -155,7 +155,7 @@ static bool is_conditional(const struct insn *in)
 	       in->mnemonic != ZYDIS_MNEMONIC_JKNZD && in->mnemonic != ZYDIS_MNEMONIC_JKZD;
 }
 
-static enum shape special_shape(const struct insn *in, bool user)
+static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 {
 	bool far = in->opcode_off < in->len && in->bytes[in->opcode_off] == 0xff && in->modrm_off &&
 	           (in->bytes[in->modrm_off] >> 3 & 1);
@@ -207,7 +207,8 @@ static enum shape special_shape(const struct insn *in, bool user)
 			return S_SWAPGS;
 		break;
 	case ZYDIS_MNEMONIC_RDTSC:
-		if (!user)
+	case ZYDIS_MNEMONIC_RDTSCP:
+		if (!user || (mode & MODE_USER_TSC))
 			return S_RDTSC;
 		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
@@ -223,7 +224,7 @@ static enum shape classify(const struct bt_machine *m, const struct insn *in, bo
 	switch (in->kind) {
 	case INSN_NOP: return S_NOP;
 	case INSN_NATIVE:
-		if (!(m->vec_ok >> in->vec & 1))
+		if (!(m->mode >> in->vec & 1))
 			return S_INTERP;
 		if (in->agen)
 			return in->opsize == 2 && in->mem_base == GPR_RIP ? S_INTERP : S_LEA;
@@ -234,7 +235,7 @@ static enum shape classify(const struct bt_machine *m, const struct insn *in, bo
 		if (in->bitmem)
 			return in->opsize == 2 || in->addrsize == 4 ? S_INTERP : S_BITS;
 		return S_MEM;
-	case INSN_SPECIAL: return special_shape(in, user);
+	case INSN_SPECIAL: return special_shape(in, user, m->mode);
 	default: return S_INTERP_END;
 	}
 }
@@ -262,7 +263,7 @@ static void note_step(struct trans *t, struct step *s)
 	if (s->shape == S_LEAVE)
 		s->use |= 1u << GPR_RBP;
 	if (s->shape == S_RDTSC)
-		s->use |= 1u << GPR_RAX | 1u << GPR_RDX;
+		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
 	if (s->shape >= S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
 	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
@@ -953,6 +954,8 @@ static void put_rdtsc(struct trans *t, unsigned i)
 	e8(e, 0xea);
 	e8(e, 32);
 	e_mov32(e, GPR_RAX, GPR_RAX);
+	if (t->step[i].in.mnemonic == ZYDIS_MNEMONIC_RDTSCP)
+		e_gs(e, 0x8b, GPR_RCX, false, GS_OFFSET(v.tsc_aux));
 }
 
 static void put_copy(struct trans *t, unsigned i, unsigned live_after)
