@@ -189,6 +189,12 @@ static void print_interpreted(const struct bt_stats *st, FILE *out)
 	}
 }
 
+static const char *const site_names[SITE_KINDS] = {
+    [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",   [SITE_WRITE] = "tlb_write",
+    [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross", [SITE_LINK] = "link",
+    [SITE_POLL] = "poll",
+};
+
 static void stats(struct engine_machine *em, FILE *out)
 {
 	struct bt_machine *m = (struct bt_machine *)em;
@@ -213,6 +219,8 @@ static void stats(struct engine_machine *em, FILE *out)
 	COUNTER(mmio);
 	COUNTER(unknown_insns);
 #undef COUNTER
+	for (unsigned i = SITE_LOOKUP; i < SITE_KINDS; i++)
+		fprintf(out, "bt.exits.%s %llu\n", site_names[i], (unsigned long long)st->exits_by[i]);
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && st->unknown[i][0]; i++)
 		fprintf(out, "bt.unknown.%s 1\n", st->unknown[i]);
 	print_interpreted(st, out);

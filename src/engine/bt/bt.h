@@ -44,8 +44,9 @@ struct jump_entry {
 	uint64_t host; /* code of the block at rip in the canonical entry state */
 };
 
-#define PAGE_IDS 2048
+#define PAGE_IDS 512
 #define FILL_LOG 512
+#define MAX_BINDINGS 65536u
 
 /* Where the entry for a target lies; put_indirect emits the same. */
 static inline unsigned jump_index(uint64_t rip)
@@ -58,11 +59,13 @@ enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 struct bt_space {
 	struct tlb_entry tlb[TLB_ENTRIES];
 	struct jump_entry jump[JUMP_ENTRIES];
-	uint32_t page_id[PAGE_IDS]; /* binding that the page at this index has now, 0 = look */
+	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
 	 * entries it touches everything. */
 	uint32_t tlb_fills, jump_fills, page_fills;
-	uint16_t tlb_log[FILL_LOG], jump_log[FILL_LOG], page_log[FILL_LOG];
+	uint16_t tlb_log[FILL_LOG], jump_log[FILL_LOG];
+	uint32_t page_log[FILL_LOG];
+	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there */
 };
 
 /* The spaces of one address space, most recently used kept. */
@@ -100,8 +103,10 @@ enum site_kind {
 	SITE_READ = SITE_FIXED, /* data TLB miss */
 	SITE_WRITE,
 	SITE_INTERP, /* interpret the instruction, then go on behind it */
+	SITE_CROSS,  /* the second page of a crossing instruction is not the one translated: interpret */
 	SITE_LINK,   /* direct jump not linked yet */
 	SITE_POLL,   /* attention at a loop edge */
+	SITE_KINDS
 };
 
 struct bt_site {
@@ -145,6 +150,9 @@ struct bt_block {
 	struct insn_map *map;
 	struct bt_block *hash_next, *page_next;
 	uint32_t links_in; /* first site linked to this block, 0 = none */
+	/* A block of one instruction that goes on in the next page has a shadow: a record without code on
+	 * that page's list, so that writes there are seen. */
+	struct bt_block *shadow_of;
 };
 
 /* A virtual page that shows a guest-physical page, as code. */
@@ -163,6 +171,7 @@ struct bt_binding {
 struct bt_stats {
 	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
+	uint64_t exits_by[SITE_KINDS];
 	uint64_t faults, interrupts, page_crossings, signals;
 	char unknown[8][24];
 	uint64_t interp_by_mnemonic[2048];
@@ -185,7 +194,7 @@ struct bt_machine {
 	struct bt_block *hash[BLOCK_HASH];
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
-	uint32_t nbindings, max_bindings;
+	uint32_t nbindings, top_binding; /* next free; the highest ever used */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
@@ -285,6 +294,8 @@ struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
 void bt_block_insert(struct bt_machine *m, struct bt_block *b);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
+/* The first of the bindings among which those of `vpage` are (hash_next leads on). */
+struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);
 /* Links the direct jump `site` to block `to`, whose page is `binding`.  same_page: source and target
  * lie in one virtual page; global: the mapping outlives address spaces. */
 void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
@@ -295,11 +306,12 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair);
 
 /* translate.c */
-/* Translates the code at rip (64-bit mode, in RAM at gpa) for an entry state.  NULL if its first
- * instruction must be interpreted. */
 struct trans *bt_trans_create(void);
+/* Translates the code at rip (64-bit mode, in RAM at gpa) for an entry state.  NULL if its first
+ * instruction must be interpreted.  An instruction that goes on in the next page is translated for
+ * the canonical state only, and only if `second`, that page's binding, is given. */
 struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
-                              unsigned flags);
+                              unsigned flags, const struct bt_binding *second);
 
 /* fault.c */
 int bt_signals_init(struct error *err);

@@ -74,7 +74,6 @@ int bt_cache_init(struct bt_machine *m, struct error *err)
 	m->max_sites = (uint32_t)(bytes / 40);
 	m->max_blocks = (uint32_t)(bytes / 64);
 	m->max_maps = (uint32_t)(bytes / 16);
-	m->max_bindings = (uint32_t)(bytes / 512);
 	m->code = mmap(NULL, bytes, PROT_READ | PROT_WRITE | PROT_EXEC,
 	               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->code == MAP_FAILED) {
@@ -87,7 +86,7 @@ int bt_cache_init(struct bt_machine *m, struct error *err)
 	m->sites = map_array(m->max_sites * sizeof(*m->sites), err);
 	m->blocks = map_array(m->max_blocks * sizeof(*m->blocks), err);
 	m->maps = map_array(m->max_maps * sizeof(*m->maps), err);
-	m->binding_pool = map_array(m->max_bindings * sizeof(*m->binding_pool), err);
+	m->binding_pool = map_array(MAX_BINDINGS * sizeof(*m->binding_pool), err);
 	m->pages = map_array((m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages), err);
 	if (!m->sites || !m->blocks || !m->maps || !m->binding_pool || !m->pages)
 		return -ENOMEM;
@@ -108,7 +107,7 @@ void bt_cache_destroy(struct bt_machine *m)
 	if (m->maps)
 		munmap(m->maps, m->max_maps * sizeof(*m->maps));
 	if (m->binding_pool)
-		munmap(m->binding_pool, m->max_bindings * sizeof(*m->binding_pool));
+		munmap(m->binding_pool, MAX_BINDINGS * sizeof(*m->binding_pool));
 	if (m->pages)
 		munmap(m->pages, (m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages));
 	m->ram->code_written = NULL;
@@ -132,8 +131,8 @@ void bt_cache_flush(struct bt_machine *m)
 void bt_cache_reserve(struct bt_machine *m)
 {
 	if (m->hot + HOT_RESERVE > m->hot_end || m->cold + COLD_RESERVE > m->cold_end ||
-	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + 1 > m->max_blocks ||
-	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 1 > m->max_bindings)
+	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + 2 > m->max_blocks ||
+	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 2 > MAX_BINDINGS)
 		bt_cache_flush(m);
 }
 
@@ -259,11 +258,13 @@ void bt_block_insert(struct bt_machine *m, struct bt_block *b)
 	uint64_t index = ram_page_index(m->ram, b->gpa);
 	uint8_t *flags = &m->ram->page_flags[index];
 
-	b->hash_next = m->hash[h];
-	m->hash[h] = b;
+	if (!b->shadow_of) {
+		b->hash_next = m->hash[h];
+		m->hash[h] = b;
+		b->valid = 1;
+	}
 	b->page_next = m->pages[index];
 	m->pages[index] = b;
-	b->valid = 1;
 	if (!(*flags & RAM_PAGE_CODE)) {
 		*flags |= RAM_PAGE_CODE;
 		bt_space_drop_writes(m, b->gpa & ~(gpa_t)GUEST_PAGE_MASK);
@@ -293,6 +294,16 @@ static void block_remove(struct bt_machine *m, struct bt_block *b)
 	m->stats.invalidated_blocks++;
 }
 
+/* Takes a block off its page's list. */
+static void page_remove(struct bt_machine *m, struct bt_block *b)
+{
+	struct bt_block **at = &m->pages[ram_page_index(m->ram, b->gpa)];
+
+	while (*at != b)
+		at = &(*at)->page_next;
+	*at = b->page_next;
+}
+
 void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 {
 	struct bt_machine *m = data;
@@ -306,7 +317,12 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 
 		if (b->gpa < end && gpa < b->gpa + b->guest_len) {
 			*at = b->page_next;
-			block_remove(m, b);
+			if (!b->shadow_of) {
+				block_remove(m, b);
+			} else if (b->shadow_of->valid) {
+				page_remove(m, b->shadow_of);
+				block_remove(m, b->shadow_of);
+			}
 		} else {
 			at = &b->page_next;
 		}
@@ -317,20 +333,34 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 
 /* --- bindings and links --- */
 
+static unsigned binding_hash(uint64_t vpage)
+{
+	return (unsigned)(vpage * 0x9e3779b97f4a7c15ull >> 48) & (BINDING_HASH - 1);
+}
+
+struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage)
+{
+	return m->bindings[binding_hash(vpage)];
+}
+
+/* May flush the cache to make room: bt_cache_reserve before rules that out twice over. */
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user)
 {
-	unsigned h = (unsigned)((vpage * 0x9e3779b97f4a7c15ull ^ gpa * 0xc2b2ae3d27d4eb4full) >> 48) &
-	             (BINDING_HASH - 1);
+	unsigned h = binding_hash(vpage);
 	struct bt_binding *b;
 
 	gpa &= ~(gpa_t)GUEST_PAGE_MASK;
 	for (b = m->bindings[h]; b; b = b->hash_next)
 		if (b->vpage == vpage && b->gpa == gpa && b->user == user)
 			return b;
+	if (m->nbindings == MAX_BINDINGS)
+		bt_cache_flush(m);
 	b = &m->binding_pool[m->nbindings];
 	*b = (struct bt_binding){.vpage = vpage, .gpa = gpa, .id = m->nbindings++, .user = user,
 	                         .hash_next = m->bindings[h]};
 	m->bindings[h] = b;
+	if (b->id > m->top_binding)
+		m->top_binding = b->id;
 	return b;
 }
 
@@ -357,15 +387,8 @@ static void put_canonical(struct emit *e, unsigned pair, unsigned flags)
 static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const uint8_t *leave,
                       const struct bt_binding *binding)
 {
-	unsigned t1 = site->pair & 15;
-	uint8_t *hit;
+	uint8_t *hit = e_test_shows(e, site->pair & 15, binding->id, CC_NE);
 
-	e_load_gs(e, t1, GS_OFFSET(space)); /* cmp dword [space + page_id], id */
-	e_mem(e, 0x81, 7, t1, GPR_NONE, 1,
-	      (int32_t)(offsetof(struct bt_space, page_id) + (binding->vpage & (PAGE_IDS - 1)) * 4),
-	      false);
-	e32(e, binding->id);
-	hit = e_jcc(e, CC_E, e->p);
 	e_store_gs_imm32(e, GS_OFFSET(site), n);
 	e_jmp(e, leave);
 	e_patch(hit, e->p);

@@ -108,29 +108,42 @@ static bool interpret(struct bt_vcpu *bv, int *rc)
 
 /* --- look-up --- */
 
-/* The page that v.rip lies in, as code; NULL: interpret, or *fault. */
-static struct bt_binding *find_page(struct bt_vcpu *bv, bool *fault)
+/* The page that `va` lies in, as code; NULL: interpret, or *fault. */
+static struct bt_binding *find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_machine *m = bv->m;
-	uint64_t vpage = v->rip >> GUEST_PAGE_SHIFT;
+	uint64_t vpage = va >> GUEST_PAGE_SHIFT;
 	uint32_t id = bv->space->page_id[vpage & (PAGE_IDS - 1)];
 	struct bt_binding *binding;
 	struct page_walk walk;
 
-	if (id && m->binding_pool[id].vpage == vpage)
+	if (bv->space->shows[id] && m->binding_pool[id].vpage == vpage)
 		return &m->binding_pool[id];
-	if (x86_walk(v, v->rip, ACC_EXEC | x86_access_user(v), &walk)) {
+	if (x86_walk(v, va, ACC_EXEC | x86_access_user(v), &walk)) {
 		*fault = true;
 		return NULL;
 	}
 	if (!ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE))
 		return NULL;
-	bt_cache_reserve(m);
 	binding = bt_binding_get(m, vpage, walk.gpa, x86_cpl(v) == 3);
 	binding->global = walk.global && x86_cpl(v) != 3;
 	bt_space_note_code(bv, binding);
 	return binding;
+}
+
+static struct bt_block *make_block(struct bt_vcpu *bv, gpa_t gpa, unsigned pair, unsigned flags)
+{
+	uint64_t rip = bv->v.rip, next = (rip | GUEST_PAGE_MASK) + 1;
+	const struct bt_binding *second = NULL;
+	bool fault = false;
+
+	bt_cache_reserve(bv->m);
+	/* Where an instruction may cross, its second page must be known; a fault there is for later. */
+	if (next - rip < INSN_MAX && pair == PAIR_CANONICAL && flags == FLAGS_MEM)
+		second = find_page(bv, next, &fault);
+	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
+	return bt_translate(bv, rip, gpa, pair, flags, second);
 }
 
 /* The block at v.rip in an entry state.  NULL: interpret, or *fault. */
@@ -145,7 +158,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	gpa_t gpa;
 
 	*fault = false;
-	*binding = find_page(bv, fault);
+	*binding = find_page(bv, v->rip, fault);
 	if (!*binding)
 		return NULL;
 	user = (*binding)->user;
@@ -165,10 +178,14 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	if (b)
 		return b;
 	generation = m->generation;
-	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
-	b = bt_translate(bv, v->rip, gpa, pair, flags);
+	b = make_block(bv, gpa, pair, flags);
+	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
+		b = bt_block_find(m, v->rip, gpa, user, PAIR_CANONICAL, FLAGS_MEM);
+		if (!b)
+			b = make_block(bv, gpa, PAIR_CANONICAL, FLAGS_MEM);
+	}
 	if (b && generation != m->generation) /* a flush took the binding along */
-		*binding = find_page(bv, fault);
+		*binding = find_page(bv, v->rip, fault);
 	return b;
 }
 
@@ -241,14 +258,17 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		bt_enter(bv, pc);
 		bt_flags_from_arith(bv);
 		m->stats.exits++;
-		if (bv->site == SITE_LOOKUP)
+		if (bv->site == SITE_LOOKUP) {
+			m->stats.exits_by[SITE_LOOKUP]++;
 			return 0;
+		}
 		if (bv->site == SITE_FAULT) {
 			v->rip = bv->trap_rip;
 			interpret(bv, &rc);
 			return rc;
 		}
 		site = m->sites[bv->site];
+		m->stats.exits_by[site.kind]++;
 		b = site.block;
 		generation = m->generation;
 		switch (site.kind) {
@@ -273,6 +293,10 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					continue;
 				}
 			}
+			break;
+		case SITE_CROSS:
+			v->rip = b->rip;
+			find_page(bv, (v->rip | GUEST_PAGE_MASK) + 1, &fault);
 			break;
 		default: v->rip = b->rip + site.guest_off;
 		}

@@ -2,8 +2,8 @@
  * nothing.
  *
  * Invariants: an entry of a space was true when it was made and nothing the guest did since (INVLPG,
- * CR3 or CR4 write, ...) asked to forget it; a jump cache entry for a page exists only while the
- * page's binding stands in page_id; no write tag shows a page that holds translated code.
+ * CR3 or CR4 write, ...) asked to forget it; a jump cache entry for a page exists only while `shows`
+ * has the page's binding; no write tag shows a page that holds translated code.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -34,9 +34,9 @@ static void jumps_reset(struct bt_machine *m, struct bt_space *s)
 			jump_clear(m, &s->jump[i]);
 	if (s->page_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->page_fills; i++)
-			s->page_id[s->page_log[i]] = 0;
+			s->shows[s->page_log[i]] = 0;
 	else
-		x86_zero(s->page_id, sizeof(s->page_id));
+		x86_zero(s->shows, m->top_binding + 1);
 	s->jump_fills = s->page_fills = 0;
 }
 
@@ -52,21 +52,21 @@ static void space_reset(struct bt_machine *m, struct bt_space *s)
 	jumps_reset(m, s);
 }
 
-static void note_fill(uint32_t *fills, uint16_t *log, unsigned index)
+/* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
+static unsigned log_slot(uint32_t *fills)
 {
-	if (*fills < FILL_LOG)
-		log[*fills] = (uint16_t)index;
-	if (*fills <= FILL_LOG)
-		++*fills;
+	return *fills <= FILL_LOG ? (*fills)++ : FILL_LOG;
 }
 
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host)
 {
 	struct bt_space *s = bv->space;
-	unsigned index = jump_index(rip);
+	unsigned index = jump_index(rip), slot;
 
 	s->jump[index] = (struct jump_entry){rip, (uint64_t)host};
-	note_fill(&s->jump_fills, s->jump_log, index);
+	slot = log_slot(&s->jump_fills);
+	if (slot < FILL_LOG)
+		s->jump_log[slot] = (uint16_t)index;
 }
 
 /* All spaces of a vcpu are one mapping; a space costs memory once it is used. */
@@ -175,16 +175,6 @@ static void drop_page_jumps(struct bt_machine *m, struct bt_space *s, uint64_t v
 			jump_clear(m, &s->jump[i]);
 }
 
-/* The code page at this index of page_id goes out of `s`. */
-static void drop_page_id(struct bt_machine *m, struct bt_space *s, unsigned index)
-{
-	uint32_t id = s->page_id[index];
-
-	s->page_id[index] = 0;
-	if (id)
-		drop_page_jumps(m, s, m->binding_pool[id].vpage);
-}
-
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 {
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT, tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
@@ -193,12 +183,14 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 
 	FOR_EACH_SPACE(bv, s) {
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
-		uint32_t id = s->page_id[vpage & (PAGE_IDS - 1)];
 
 		if (t->read_tag == tag || t->write_tag == tag)
 			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
-		if (id && m->binding_pool[id].vpage == vpage) {
-			drop_page_id(m, s, vpage & (PAGE_IDS - 1));
+		for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next) {
+			if (b->vpage != vpage || !s->shows[b->id])
+				continue;
+			s->shows[b->id] = 0;
+			drop_page_jumps(m, s, vpage);
 			bv->redispatch = true;
 		}
 	}
@@ -208,13 +200,15 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
 {
 	struct bt_space *s = bv->space;
-	unsigned index = binding->vpage & (PAGE_IDS - 1);
+	unsigned slot;
 
-	if (s->page_id[index] != binding->id) {
-		drop_page_id(bv->m, s, index);
-		s->page_id[index] = binding->id;
-		note_fill(&s->page_fills, s->page_log, index);
-	}
+	s->page_id[binding->vpage & (PAGE_IDS - 1)] = binding->id;
+	if (s->shows[binding->id])
+		return;
+	s->shows[binding->id] = 1;
+	slot = log_slot(&s->page_fills);
+	if (slot < FILL_LOG)
+		s->page_log[slot] = binding->id;
 }
 
 void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
@@ -264,7 +258,7 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_space *s = bv->space;
-	unsigned index = va >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1);
+	unsigned index = va >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1), slot;
 	struct tlb_entry *t = &s->tlb[index];
 	uint64_t tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
 	struct page_walk walk;
@@ -280,7 +274,9 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
 	t->write_tag = tlb_invalid(index);
-	note_fill(&s->tlb_fills, s->tlb_log, index);
+	slot = log_slot(&s->tlb_fills);
+	if (slot < FILL_LOG)
+		s->tlb_log[slot] = (uint16_t)index;
 	if (!(walk.prot & PROT_W))
 		return 0;
 	if (*flags & RAM_PAGE_CODE)

@@ -60,6 +60,7 @@ struct trans {
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
 	unsigned n, ncold;
+	const struct bt_binding *second; /* the one instruction goes on in this page */
 	struct step step[MAX_INSNS];
 	struct cold cold[MAX_COLD];
 };
@@ -272,10 +273,31 @@ static void note_step(struct trans *t, struct step *s)
 	s->use &= (uint16_t)~(1u << GPR_RSP);
 }
 
+/* The instruction at `p`, whose first `room` bytes are there, with the rest from the next page. */
+static int decode_crossing(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room,
+                           const struct bt_binding *second)
+{
+	uint8_t bytes[INSN_MAX];
+
+	memcpy(bytes, p, room);
+	memcpy(bytes + room, ram_host(t->m->ram, second->gpa, INSN_MAX - room), INSN_MAX - room);
+	if (insn_decode(&t->step[0].in, bytes, INSN_MAX, MODE_64))
+		return -1;
+	t->step[0].rip = rip;
+	note_step(t, &t->step[0]);
+	t->step[0].live = RFLAGS_ARITH;
+	t->second = second;
+	t->n = 1;
+	return 0;
+}
+
 /* Fills t->step.  0, or -1 if not even the first instruction can be translated here. */
-static int decode(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room)
+static int decode(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room,
+                  const struct bt_binding *second)
 {
 	unsigned at = 0;
+
+	t->second = NULL;
 
 	for (t->n = 0; t->n < MAX_INSNS && at < room; t->n++) {
 		struct step *s = &t->step[t->n];
@@ -298,7 +320,7 @@ static int decode(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room
 		}
 	}
 	if (t->n == 0)
-		return -1;
+		return second ? decode_crossing(t, p, rip, room, second) : -1;
 	for (unsigned i = t->n, live = RFLAGS_ARITH; i-- > 0;) {
 		live = (live & ~(unsigned)t->step[i].write) | t->step[i].read;
 		t->step[i].live = (uint16_t)live;
@@ -996,6 +1018,34 @@ static void note_map(struct trans *t, unsigned i)
 	};
 }
 
+/* At the head of a crossing instruction's block: is the second page still the one translated? */
+static void put_crossing_guard(struct trans *t)
+{
+	uint8_t *rel;
+	uint32_t n;
+
+	rel = e_test_shows(&t->e, t1_of(t), t->second->id, CC_E);
+	new_site(t, SITE_CROSS, 0, &n);
+	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+}
+
+static void put_shadow(struct trans *t)
+{
+	struct bt_machine *m = t->m;
+	struct bt_block *b = &m->blocks[m->nblocks++];
+	unsigned first = GUEST_PAGE_SIZE - (unsigned)(t->b->rip & GUEST_PAGE_MASK);
+
+	*b = (struct bt_block){
+	    .rip = t->b->rip,
+	    .gpa = t->second->gpa,
+	    .host = m->hot,
+	    .guest_len = (uint16_t)(t->step[0].in.len - first),
+	    .shadow_of = t->b,
+	};
+	t->b->guest_len = (uint16_t)first;
+	bt_block_insert(m, b);
+}
+
 static void put_step(struct trans *t, unsigned i)
 {
 	struct step *s = &t->step[i];
@@ -1034,18 +1084,19 @@ struct trans *bt_trans_create(void)
 	return calloc(1, sizeof(struct trans));
 }
 
-struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair, unsigned flags)
+struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair, unsigned flags,
+                              const struct bt_binding *second)
 {
 	struct bt_machine *m = bv->m;
 	struct trans *t = m->trans;
 	struct step *last;
 	struct bt_block *b;
 
-	bt_cache_reserve(m);
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
 	t->ncold = 0;
-	if (decode(t, ram_host(m->ram, gpa, 1), rip, GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK)))
+	if (decode(t, ram_host(m->ram, gpa, 1), rip, GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK),
+	           second))
 		return NULL;
 	last = &t->step[t->n - 1];
 	b = t->b = &m->blocks[m->nblocks++];
@@ -1064,6 +1115,8 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	t->pair = (uint8_t)pair;
 	t->host_ok = flags == FLAGS_HOST;
 	t->mem_ok = flags == FLAGS_MEM;
+	if (t->second)
+		put_crossing_guard(t);
 	for (unsigned i = 0; i < t->n; i++)
 		put_step(t, i);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
@@ -1073,6 +1126,8 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	m->nmaps += b->map_count;
 	put_cold(t);
 	bt_block_insert(m, b);
+	if (t->second)
+		put_shadow(t);
 	m->stats.blocks++;
 	m->stats.guest_insns += t->n;
 	m->stats.code_bytes += b->host_len;
