@@ -203,7 +203,7 @@ int x86_write_msr(struct vcpu *v, uint32_t msr, uint64_t value)
 		v->tsc_adjust = value;
 		return 0;
 	case MSR_IA32_SPEC_CTRL:
-		if (value & ~7ull)
+		if (value & ~0x407ull) /* IBRS, STIBP, SSBD, BHI_DIS_S */
 			break;
 		v->spec_ctrl = value;
 		return 0;

@@ -151,6 +151,9 @@ static const struct feature {
     {"la57", W_7C, 16, OPTION, 0, NULL},
 };
 
+#define SPEC_CTRL (1u << 26) /* leaf 7 EDX */
+#define BHI_CTRL (1u << 4)   /* leaf 7, subleaf 2, EDX: MSR 0x48 has BHI_DIS_S */
+
 /* How the host's FPU reports the last instruction: shown as it is, in every model. */
 #define FDP_EXCPTN_ONLY (1u << 6)
 #define ZERO_FCS_FDS (1u << 13)
@@ -645,9 +648,11 @@ static void basic_leaf(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, ui
 		break; /* ARAT: the APIC timer never stops */
 	case 7:
 		if (subleaf == 0)
-			set4(out, 1, m->leaf7_ebx, m->leaf7_ecx, m->leaf7_edx);
+			set4(out, 2, m->leaf7_ebx, m->leaf7_ecx, m->leaf7_edx);
 		else if (subleaf == 1)
 			out[0] = m->leaf7_1_eax;
+		else if (subleaf == 2 && (m->leaf7_edx & SPEC_CTRL))
+			out[3] = BHI_CTRL; /* else Linux clears branch history in software */
 		break;
 	case 0xb:
 	case 0x1f:
@@ -706,9 +711,8 @@ static void extended_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 	case 0x80000006:
 		out[2] = 2048u << 16 | 8u << 12 | 64;
 		break; /* second level: 2M, 16 ways */
-	case 0x80000007:
-		out[3] = 1u << 8;
-		break; /* invariant TSC */
+	/* 0x80000007 stays zero.  With an invariant TSC Linux would prefer its own reading of the TSC to
+	 * kvmclock, which follows the host's clock to the microsecond. */
 	case 0x80000008:
 		out[0] = virtual_bits << 8 | PHYS_BITS;
 		break;

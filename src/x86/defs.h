@@ -143,6 +143,7 @@ enum { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF,
 #define ARCH_CAP_RDCL_NO (1ull << 0)
 #define ARCH_CAP_IBRS_ALL (1ull << 1)
 #define ARCH_CAP_SKIP_L1DFL (1ull << 3)
+#define ARCH_CAP_SSB_NO (1ull << 4)
 #define ARCH_CAP_MDS_NO (1ull << 5)
 #define ARCH_CAP_PSCHANGE_MC_NO (1ull << 6)
 #define ARCH_CAP_TAA_NO (1ull << 8)
@@ -155,8 +156,9 @@ enum { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF,
 #define ARCH_CAP_RFDS_NO (1ull << 27)
 #define ARCH_CAP_ITS_NO (1ull << 62)
 #define ARCH_CAP_VALUE                                                                              \
-	(ARCH_CAP_RDCL_NO | ARCH_CAP_IBRS_ALL | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_MDS_NO |             \
-	 ARCH_CAP_PSCHANGE_MC_NO | ARCH_CAP_TAA_NO | ARCH_CAP_SBDR_SSDP_NO | ARCH_CAP_FBSDP_NO |    \
+	(ARCH_CAP_RDCL_NO | ARCH_CAP_IBRS_ALL | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_SSB_NO |             \
+	 ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_MC_NO | ARCH_CAP_TAA_NO | ARCH_CAP_SBDR_SSDP_NO |     \
+	 ARCH_CAP_FBSDP_NO |                                                                        \
 	 ARCH_CAP_PSDP_NO | ARCH_CAP_BHI_NO | ARCH_CAP_PBRSB_NO | ARCH_CAP_GDS_NO |                 \
 	 ARCH_CAP_RFDS_NO | ARCH_CAP_ITS_NO)
 

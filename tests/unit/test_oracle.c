@@ -572,7 +572,7 @@ static void put_branch(void)
 		at = code_len;
 		put32(0);
 		put_random();
-		*(uint32_t *)(code + at) = code_len - at - 4;
+		memcpy(code + at, &(uint32_t){code_len - at - 4}, 4);
 	} else {
 		put_mov_imm(GPR_RBP, 1 + below(5));
 		at = code_len;
