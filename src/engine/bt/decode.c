@@ -390,6 +390,9 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	status = ZydisDecoderDecodeFull(&decoders[mode], bytes, len, &zi, ops);
 	if (ZYAN_FAILED(status)) {
 		in->len = 1;
+		if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ||
+		    (status == ZYDIS_STATUS_NO_MORE_DATA && len >= INSN_MAX))
+			return -E2BIG;
 		return status == ZYDIS_STATUS_NO_MORE_DATA && len < INSN_MAX ? -ENODATA : -EINVAL;
 	}
 	in->len = zi.length;

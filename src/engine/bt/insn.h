@@ -78,7 +78,8 @@ struct insn {
 	uint8_t mandatory66; /* the 66 prefix selects the opcode, not the operand size */
 };
 
-/* Decodes at most `len` bytes.  0, -ENODATA when the bytes end inside the instruction, -EINVAL for
+/* Decodes at most `len` bytes.  0, -ENODATA when the bytes end inside the instruction, -E2BIG when it
+ * is longer than 15 bytes (#GP), -EINVAL for
  * none that exists (kind INSN_UNKNOWN is set and len is 1 at least).  Uses vector registers. */
 int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode);
 

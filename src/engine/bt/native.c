@@ -60,6 +60,8 @@ static int run_stub(struct bt_vcpu *bv, struct icache_entry *e)
 	bt_flags_from_arith(bv);
 	if (bv->site != SITE_FAULT)
 		return 0;
+	if (bv->trap == VEC_XM && !(v->cr4 & CR4_OSXMMEXCPT))
+		return x86_fault(v, VEC_UD);
 	if (bv->trap == VEC_GP || bv->trap == VEC_AC || bv->trap == VEC_SS)
 		return x86_fault_code(v, bv->trap, 0);
 	return x86_fault(v, bv->trap);
@@ -140,8 +142,16 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 
 int bt_interp_native(struct bt_vcpu *bv, struct icache_entry *e)
 {
-	if (bt_vector_check(bv, e->in.vec))
+	struct vcpu *v = &bv->v;
+
+	if (e->in.mnemonic == ZYDIS_MNEMONIC_FWAIT) { /* asks CR0.MP, not CR0.EM */
+		if ((v->cr0 & (CR0_TS | CR0_MP)) == (CR0_TS | CR0_MP))
+			return x86_fault(v, VEC_NM);
+	} else if (e->in.mnemonic == ZYDIS_MNEMONIC_CRC32) {
+		/* SSE4.2, but of the general registers. */
+	} else if (bt_vector_check(bv, e->in.vec)) {
 		return X86_FAULT;
+	}
 	if (e->in.has_mem)
 		return native_memory(bv, e);
 	need_stub(bv, e);
@@ -158,6 +168,7 @@ int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
 	unsigned user = x86_access_user(v), size;
 	enum xstate_op op;
 	uint8_t *p = bv->bounce;
+	struct page_walk walk;
 	bool fx, save;
 	gva_t la;
 
@@ -183,8 +194,9 @@ int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
 		return X86_FAULT;
 	if (la & (fx ? 15 : 63))
 		return x86_fault_code(v, VEC_GP, 0);
-	if (save && x86_write(v, la, p, 0, user))
-		return X86_FAULT;
+	for (unsigned at = 0; save && at < size; at += GUEST_PAGE_SIZE - ((la + at) & GUEST_PAGE_MASK))
+		if (x86_walk(v, la + at, ACC_WRITE | user, &walk))
+			return X86_FAULT;
 	/* What a save leaves alone must keep its value; what a restore reads must be there. */
 	if (x86_read(v, la, p, size, ACC_READ | user))
 		return X86_FAULT;

@@ -57,6 +57,18 @@ static int write_element(struct bt_vcpu *bv, uint64_t offset, unsigned size, uin
 	return x86_write_uint(&bv->v, la, size, ACC_WRITE | x86_access_user(&bv->v), value);
 }
 
+/* May the element be written? */
+static int probe_element(struct bt_vcpu *bv, uint64_t offset, unsigned size)
+{
+	unsigned access = ACC_WRITE | x86_access_user(&bv->v);
+	struct page_walk walk;
+	gva_t la;
+
+	if (bt_mem_linear(&bv->v, SEG_ES, offset, size, true, &la) || x86_walk(&bv->v, la, access, &walk))
+		return X86_FAULT;
+	return x86_walk(&bv->v, la + size - 1, access, &walk);
+}
+
 static int element(struct bt_vcpu *bv, const struct string_op *op)
 {
 	struct vcpu *v = &bv->v;
@@ -99,8 +111,7 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 		break;
 	case OP_INS:
 		/* The port has side effects: the destination must be writable before. */
-		if (bt_io_allowed(bv, port, op->size) || read_element(bv, SEG_ES, di, op->size, &a) ||
-		    write_element(bv, di, op->size, a))
+		if (bt_io_allowed(bv, port, op->size) || probe_element(bv, di, op->size))
 			return X86_FAULT;
 		bt_world(bv);
 		a = v->ops->io_read(v->platform, port, op->size);

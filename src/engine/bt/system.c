@@ -138,10 +138,15 @@ static int umip(struct vcpu *v)
 int bt_do_store_table(struct bt_vcpu *bv, const struct insn *in, const struct desc_table *t)
 {
 	unsigned size = in->mode == MODE_64 ? 8 : 4;
+	uint8_t image[10];
+	gva_t la;
 
-	if (umip(&bv->v) || bt_operand_write(bv, in, 0, 2, t->limit))
+	if (umip(&bv->v) || bt_mem_linear(&bv->v, in->mem_seg, bt_effective(&bv->v, in), 2 + size, true, &la))
 		return X86_FAULT;
-	return bt_operand_write(bv, in, 2, size, t->base);
+	bt_watch(bv, la, 2 + size, true);
+	x86_copy(image, &t->limit, 2);
+	x86_copy(image + 2, &t->base, size);
+	return x86_write(&bv->v, la, image, 2 + size, ACC_WRITE | x86_access_user(&bv->v));
 }
 
 int bt_do_store_word(struct bt_vcpu *bv, const struct insn *in, uint64_t value)
