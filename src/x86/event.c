@@ -227,6 +227,7 @@ static int deliver(struct vcpu *v, struct delivery d)
 				v->cr2 = v->fault.cr2;
 		}
 		d.rip = v->rip; /* the fault is the interrupted instruction's */
+		d.rflags |= RFLAGS_RF;
 		d.soft = d.external = false;
 	}
 	v->irq_shadow = 0;

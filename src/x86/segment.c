@@ -257,13 +257,22 @@ int x86_far_call(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned si
                  uint64_t rip_next)
 {
 	uint64_t rsp = v->regs[GPR_RSP];
-	struct segment cs = v->seg[SEG_CS];
-	uint64_t rip = v->rip;
+	struct segment cs = v->seg[SEG_CS], new_cs;
+	uint64_t rip = v->rip, new_rip;
 
+	/* The checks of the target come first; then CS changes the width of the stack pointer only if it is
+	 * a 64-bit one, and the push is the caller's. */
+	if (x86_far_jump(v, selector, offset, size))
+		return X86_FAULT;
+	new_cs = v->seg[SEG_CS];
+	new_rip = v->rip;
+	v->seg[SEG_CS] = cs;
+	v->rip = rip;
 	if (x86_push(v, size, cs.selector) || x86_push(v, size, rip_next))
 		goto undo;
-	if (!x86_far_jump(v, selector, offset, size))
-		return 0;
+	v->seg[SEG_CS] = new_cs;
+	v->rip = new_rip;
+	return 0;
 undo:
 	v->regs[GPR_RSP] = rsp;
 	v->seg[SEG_CS] = cs;

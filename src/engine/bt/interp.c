@@ -92,6 +92,10 @@ struct icache_entry *bt_fetch(struct bt_vcpu *bv)
 		x86_copy(bytes + have, p, INSN_MAX - have);
 		rc = insn_decode(&e->in, bytes, INSN_MAX, mode);
 	}
+	if (rc == -E2BIG) { /* longer than 15 bytes */
+		x86_fault_code(v, VEC_GP, 0);
+		return NULL;
+	}
 	e->valid = true;
 	if (rc) {
 		e->in.kind = INSN_UNKNOWN;
@@ -128,7 +132,8 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_SYSEXIT: return TRANSFER(x86_sysexit(v, in->rex & 8 ? 8 : 4));
 	case ZYDIS_MNEMONIC_INT: return bt_do_software_interrupt(bv, in, (unsigned)in->imm & 0xff);
 	case ZYDIS_MNEMONIC_INT3: return bt_do_software_interrupt(bv, in, VEC_BP);
-	case ZYDIS_MNEMONIC_INT1: return bt_do_software_interrupt(bv, in, VEC_DB);
+	case ZYDIS_MNEMONIC_INT1: /* no INT n: the gate's DPL does not matter */
+		return x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip + in->len) ? X86_SHUTDOWN : INTERP_DONE;
 	case ZYDIS_MNEMONIC_INTO:
 		return v->rflags & RFLAGS_OF ? bt_do_software_interrupt(bv, in, VEC_OF) : 0;
 
@@ -206,7 +211,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_STD: v->rflags |= RFLAGS_DF; return 0;
 	case ZYDIS_MNEMONIC_CLAC:
 	case ZYDIS_MNEMONIC_STAC:
-		if (x86_cpl(v) || !(v->cr4 & CR4_SMAP))
+		if (x86_cpl(v) || !(v->model->leaf7_ebx >> 20 & 1))
 			return x86_fault(v, VEC_UD);
 		v->rflags &= ~(uint64_t)RFLAGS_AC;
 		if (in->mnemonic == ZYDIS_MNEMONIC_STAC)
@@ -258,6 +263,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_RDTSC: return bt_do_rdtsc(bv, false);
 	case ZYDIS_MNEMONIC_RDTSCP: return bt_do_rdtsc(bv, true);
 	case ZYDIS_MNEMONIC_RDPID: bt_reg_write(v, in->op[0].reg, in->op[0].size, v->tsc_aux); return 0;
+	case ZYDIS_MNEMONIC_RDPMC: return x86_fault_code(v, VEC_GP, 0); /* there is no counter */
 	case ZYDIS_MNEMONIC_CPUID: return bt_do_cpuid(bv);
 	case ZYDIS_MNEMONIC_SWAPGS: return bt_do_swapgs(bv);
 	case ZYDIS_MNEMONIC_RDFSBASE: return bt_do_fs_gs_base(bv, in, SEG_FS, false);
