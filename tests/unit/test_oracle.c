@@ -497,7 +497,32 @@ static void put_stack(void)
 {
 	unsigned r = any_reg();
 
-	switch (below(6)) {
+	switch (below(7)) {
+	case 6: { /* several pushes, then as many pops, as functions begin and end; sometimes a return */
+		unsigned n = 2 + below(9);
+
+		for (unsigned i = 0; i < n; i++, r = any_reg()) {
+			begin();
+			if (r >= 8)
+				put8(0x41);
+			put8(0x50 | (r & 7));
+		}
+		for (unsigned i = 0; i < n; i++, r = any_reg()) {
+			begin();
+			if (r >= 8)
+				put8(0x41);
+			put8(0x58 | (r & 7));
+		}
+		begin(); /* call over: jmp behind; push rbx; pop rcx; ret */
+		put8(0xe8);
+		put32(2);
+		begin();
+		put8(0xeb);
+		put8(3);
+		begin();
+		put("\x53\x59\xc3", 3);
+		break;
+	}
 	case 0: /* push r; pop r2 */
 		begin();
 		if (r >= 8)
@@ -617,7 +642,9 @@ static void make_sequence(uint64_t seed, struct world *w)
 	memset(w, 0, sizeof(*w));
 	for (unsigned i = 0; i < GPR_COUNT; i++)
 		w->regs[i] = below(3) ? rnd() : below(2) ? below(256) : DATA + 0x1000 + below(0x5000);
-	w->regs[GPR_RSP] = STACK_TOP - 8 * below(32);
+	w->regs[GPR_RSP] = below(2) ? STACK_TOP - 8 * below(32) : STACK_TOP - 0x1000 + 8 * below(12);
+	if (!below(4))
+		w->regs[GPR_RSP] += below(8);
 	w->rflags = (rnd() & RFLAGS_ARITH) | RFLAGS_FIXED | RFLAGS_IF; /* as a user process has it */
 	for (unsigned i = 0; i < DATA_SIZE; i += 8)
 		*(uint64_t *)(w->data + i) = rnd();

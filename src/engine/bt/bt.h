@@ -21,7 +21,7 @@
 
 /* --- software TLB and jump caches, one set an address space and privilege --- */
 
-#define TLB_ENTRIES 1024
+#define TLB_ENTRIES 4096
 /* tag + address < 4096 iff the page matches; host + (tag + address) is the host address. */
 struct tlb_entry {
 	uint64_t read_tag, write_tag; /* minus the page's address, or tlb_invalid */

@@ -44,6 +44,7 @@ struct step {
 	uint16_t use;         /* registers the instruction names */
 	uint16_t read, write; /* flags */
 	uint16_t live;        /* flags needed before it */
+	uint8_t group;        /* pushes or pops from here on that share one check; 0: alone */
 };
 
 struct cold {
@@ -286,9 +287,40 @@ static int decode_crossing(struct trans *t, const uint8_t *p, uint64_t rip, unsi
 	t->step[0].rip = rip;
 	note_step(t, &t->step[0]);
 	t->step[0].live = RFLAGS_ARITH;
+	t->step[0].group = 0;
 	t->second = second;
 	t->n = 1;
 	return 0;
+}
+
+#define MAX_GROUP 8
+
+static bool plain_push(const struct step *s)
+{
+	return s->shape == S_PUSH && s->in.op[0].type == OP_GPR && s->in.op[0].reg != GPR_RSP;
+}
+
+/* Runs of register pushes, and of pops (with a return at the end), become groups. */
+static void find_groups(struct trans *t)
+{
+	for (unsigned i = 0; i < t->n;) {
+		bool pushes = plain_push(&t->step[i]);
+		unsigned n = 0;
+
+		if (pushes || t->step[i].shape == S_POP)
+			while (i + n < t->n && n < MAX_GROUP &&
+			       (pushes ? plain_push(&t->step[i + n]) : t->step[i + n].shape == S_POP))
+				n++;
+		if (n && !pushes && i + n < t->n && t->step[i + n].shape == S_RET)
+			n++;
+		t->step[i].group = n > 1 ? (uint8_t)n : 0;
+		/* All registers of the group must be in place at once. */
+		for (unsigned k = 1; k < n; k++) {
+			t->step[i].use |= t->step[i + k].use;
+			t->step[i + k].group = 0;
+		}
+		i += n ? n : 1;
+	}
 }
 
 /* Fills t->step.  0, or -1 if not even the first instruction can be translated here. */
@@ -325,6 +357,7 @@ static int decode(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room
 		live = (live & ~(unsigned)t->step[i].write) | t->step[i].read;
 		t->step[i].live = (uint16_t)live;
 	}
+	find_groups(t);
 	return 0;
 }
 
@@ -418,6 +451,7 @@ static void free_operands(struct trans *t, unsigned i)
 {
 	unsigned use = t->step[i].use;
 
+	/* (In a group, `use` is that of all its instructions.) */
 	if (use >> t0_of(t) & 1)
 		swap_scratch(t, i, t0_of(t));
 	if (use >> t1_of(t) & 1)
@@ -799,6 +833,36 @@ static void put_pop(struct trans *t, unsigned i)
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
 
+static void put_ret_tail(struct trans *t, unsigned i, int popped);
+
+/* A run of pushes or pops under one check.  If that fails on a page border, the first instruction is
+ * interpreted and the rest looked up anew. */
+static void put_group(struct trans *t, unsigned i)
+{
+	struct emit *e = &t->e;
+	unsigned n = t->step[i].group, a = t0_of(t);
+	bool pushes = t->step[i].shape == S_PUSH, ret = t->step[i + n - 1].shape == S_RET;
+	unsigned live = ret ? RFLAGS_ARITH : t->step[i].live;
+	const uint8_t *retry;
+
+	about_to_clobber(t, live);
+	retry = e->p;
+	e_lea(e, a, GPR_RSP, pushes ? -8 * (int)n : 0);
+	put_check(t, i, 8 * n, pushes, retry);
+	for (unsigned k = 0; k < n - ret; k++) {
+		if (pushes)
+			e_store(e, a, 8 * (int)(n - 1 - k), t->step[i + k].in.op[0].reg);
+		else
+			e_load(e, t->step[i + k].in.op[0].reg, a, 8 * (int)k);
+	}
+	if (ret) {
+		e_load(e, a, a, 8 * (int)(n - 1));
+		put_ret_tail(t, i + n - 1, 8 * (int)n);
+	} else {
+		e_lea(e, GPR_RSP, GPR_RSP, pushes ? -8 * (int)n : 8 * (int)n);
+	}
+}
+
 static void put_leave(struct trans *t, unsigned i)
 {
 	struct emit *e = &t->e;
@@ -858,20 +922,25 @@ static void put_call(struct trans *t, unsigned i)
 	}
 }
 
-static void put_ret(struct trans *t, unsigned i)
+/* The return address is in t0; `popped` bytes of stack are done with, the operand's not counted. */
+static void put_ret_tail(struct trans *t, unsigned i, int popped)
 {
 	const struct insn *in = &t->step[i].in;
 	int extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
+
+	e_lea(&t->e, GPR_RSP, GPR_RSP, popped + extra);
+	e_store_gs(&t->e, GS_OFFSET(v.rip), t0_of(t));
+	put_indirect(t);
+}
+
+static void put_ret(struct trans *t, unsigned i)
+{
 	unsigned a = t0_of(t);
-	const uint8_t *retry;
 
 	about_to_clobber(t, RFLAGS_ARITH);
-	retry = t->e.p;
-	put_stack_check(t, i, 0, false, retry);
+	put_stack_check(t, i, 0, false, t->e.p);
 	e_load(&t->e, a, a, 0);
-	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
-	e_store_gs(&t->e, GS_OFFSET(v.rip), a);
-	put_indirect(t);
+	put_ret_tail(t, i, 8);
 }
 
 static void put_jump(struct trans *t, unsigned i)
@@ -1046,13 +1115,18 @@ static void put_shadow(struct trans *t)
 	bt_block_insert(m, b);
 }
 
-static void put_step(struct trans *t, unsigned i)
+/* Returns how many instructions it put: more than one for a group. */
+static unsigned put_step(struct trans *t, unsigned i)
 {
 	struct step *s = &t->step[i];
 	unsigned live_after = i + 1 < t->n ? t->step[i + 1].live : RFLAGS_ARITH;
 
 	free_operands(t, i);
 	note_map(t, i);
+	if (s->group) {
+		put_group(t, i);
+		return s->group;
+	}
 	switch (s->shape) {
 	case S_COPY: put_copy(t, i, live_after); break;
 	case S_NOP: break;
@@ -1077,6 +1151,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
+	return 1;
 }
 
 struct trans *bt_trans_create(void)
@@ -1117,8 +1192,8 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->second)
 		put_crossing_guard(t);
-	for (unsigned i = 0; i < t->n; i++)
-		put_step(t, i);
+	for (unsigned i = 0; i < t->n;)
+		i += put_step(t, i);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		put_link(t, t->n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
