@@ -303,6 +303,30 @@ static enum insn_vec vector_class(const ZydisDecodedInstruction *zi, const Zydis
 	return vec;
 }
 
+static uint8_t insn_group(const ZydisDecodedInstruction *zi)
+{
+	switch (zi->meta.category) {
+	case ZYDIS_CATEGORY_STRINGOP:
+	case ZYDIS_CATEGORY_IOSTRINGOP: return INSN_GROUP_STRING;
+	default: break;
+	}
+	switch (zi->mnemonic) { /* XSAVES and XRSTORS are not offered */
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64: return INSN_GROUP_XSTATE;
+	default: return INSN_GROUP_NONE;
+	}
+}
+
 static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 {
 	const ZydisAccessedFlags *f = zi->cpu_flags;
@@ -440,6 +464,7 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	note_flags(in, &zi);
 	note_encoding(in, &zi);
 	in->vec = (uint8_t)vector_class(&zi, ops);
+	in->group = insn_group(&zi);
 	kind = mnemonic_kind(zi.mnemonic);
 	in->kind = kind >= 0 ? (uint8_t)kind : (uint8_t)category_kind(zi.meta.category);
 	if (in->kind == INSN_NATIVE) {

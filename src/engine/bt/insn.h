@@ -21,6 +21,9 @@ enum insn_kind {
 
 enum insn_vec { VECTOR_NONE, VECTOR_X87, VECTOR_MMX, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 
+/* Specials that one function handles. */
+enum insn_group { INSN_GROUP_NONE, INSN_GROUP_STRING, INSN_GROUP_XSTATE };
+
 enum insn_op { OP_NONE, OP_GPR, OP_SEG, OP_CR, OP_DR, OP_MEM, OP_IMM, OP_FAR, OP_VEC, OP_OTHER };
 
 #define GPR_NONE 16
@@ -37,6 +40,7 @@ struct insn {
 	uint8_t opsize;    /* effective operand size in bytes: 2, 4, 8 */
 	uint8_t addrsize;  /* effective address size in bytes: 2, 4, 8 */
 	uint8_t vec;       /* enum insn_vec */
+	uint8_t group;     /* enum insn_group */
 	uint8_t rep;       /* 0xf3, 0xf2 or 0 */
 	uint8_t lock;
 

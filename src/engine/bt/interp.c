@@ -112,6 +112,10 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	uint64_t value;
 	int rc;
 
+	if (in->group == INSN_GROUP_STRING)
+		return bt_interp_string(bv, in);
+	if (in->group == INSN_GROUP_XSTATE)
+		return bt_interp_xstate(bv, in);
 #define TRANSFER(x) ((rc = (x)) ? rc : INTERP_DONE)
 	switch (in->mnemonic) {
 	case ZYDIS_MNEMONIC_JMP: return TRANSFER(bt_do_call_or_jump(bv, in, false));
@@ -152,33 +156,6 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_POPFQ: return bt_do_pop_flags(bv, in->opsize);
 	case ZYDIS_MNEMONIC_ENTER: return bt_do_enter(bv, in);
 	case ZYDIS_MNEMONIC_LEAVE: return bt_do_leave(bv, in);
-
-	case ZYDIS_MNEMONIC_MOVSB:
-	case ZYDIS_MNEMONIC_MOVSW:
-	case ZYDIS_MNEMONIC_MOVSD:
-	case ZYDIS_MNEMONIC_MOVSQ:
-	case ZYDIS_MNEMONIC_CMPSB:
-	case ZYDIS_MNEMONIC_CMPSW:
-	case ZYDIS_MNEMONIC_CMPSD:
-	case ZYDIS_MNEMONIC_CMPSQ:
-	case ZYDIS_MNEMONIC_SCASB:
-	case ZYDIS_MNEMONIC_SCASW:
-	case ZYDIS_MNEMONIC_SCASD:
-	case ZYDIS_MNEMONIC_SCASQ:
-	case ZYDIS_MNEMONIC_LODSB:
-	case ZYDIS_MNEMONIC_LODSW:
-	case ZYDIS_MNEMONIC_LODSD:
-	case ZYDIS_MNEMONIC_LODSQ:
-	case ZYDIS_MNEMONIC_STOSB:
-	case ZYDIS_MNEMONIC_STOSW:
-	case ZYDIS_MNEMONIC_STOSD:
-	case ZYDIS_MNEMONIC_STOSQ:
-	case ZYDIS_MNEMONIC_INSB:
-	case ZYDIS_MNEMONIC_INSW:
-	case ZYDIS_MNEMONIC_INSD:
-	case ZYDIS_MNEMONIC_OUTSB:
-	case ZYDIS_MNEMONIC_OUTSW:
-	case ZYDIS_MNEMONIC_OUTSD: return bt_interp_string(bv, in);
 
 	case ZYDIS_MNEMONIC_MOV: return bt_do_mov_special(bv, in);
 	case ZYDIS_MNEMONIC_LDS: return bt_do_load_far_pointer(bv, in, SEG_DS);
@@ -296,18 +273,6 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 			return x86_fault_code(v, VEC_GP, 0);
 		bv->redispatch = true;
 		return x86_write_xcr0(v, (uint32_t)v->regs[GPR_RAX] | v->regs[GPR_RDX] << 32);
-	case ZYDIS_MNEMONIC_XSAVE:
-	case ZYDIS_MNEMONIC_XSAVE64:
-	case ZYDIS_MNEMONIC_XSAVEC:
-	case ZYDIS_MNEMONIC_XSAVEC64:
-	case ZYDIS_MNEMONIC_XSAVEOPT:
-	case ZYDIS_MNEMONIC_XSAVEOPT64:
-	case ZYDIS_MNEMONIC_XRSTOR:
-	case ZYDIS_MNEMONIC_XRSTOR64:
-	case ZYDIS_MNEMONIC_FXSAVE:
-	case ZYDIS_MNEMONIC_FXSAVE64:
-	case ZYDIS_MNEMONIC_FXRSTOR:
-	case ZYDIS_MNEMONIC_FXRSTOR64: return bt_interp_xstate(bv, in);
 	case ZYDIS_MNEMONIC_FNSAVE:
 	case ZYDIS_MNEMONIC_FNSTENV: return bt_interp_x87_environment(bv, e);
 	default: break;

@@ -26,26 +26,9 @@
 
 #include "engine/bt/emit.h"
 #include "engine/bt/interp.h"
+#include "engine/bt/plan.h"
 
-#define MAX_INSNS 40
 #define MAX_COLD 160
-
-enum shape {
-	S_COPY, S_NOP, S_MEM, S_LEA, S_PUSH, S_POP, S_LEAVE, S_CALL, S_RET, S_JMP, S_JCC,
-	S_CLI, S_STI, S_CLD, S_CLAC, S_STAC, S_SWAPGS, S_RDTSC, S_PUSHF, S_BITS,
-	S_INTERP,     /* interpreted, then on */
-	S_INTERP_END, /* interpreted, then wherever it leads */
-};
-
-struct step {
-	struct insn in;
-	uint64_t rip;
-	uint8_t shape;
-	uint16_t use;         /* registers the instruction names */
-	uint16_t read, write; /* flags */
-	uint16_t live;        /* flags needed before it */
-	uint8_t group;        /* pushes or pops from here on that share one check; 0: alone */
-};
 
 struct cold {
 	uint8_t *rel; /* jump to aim here */
@@ -60,306 +43,10 @@ struct trans {
 	bool user;
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
-	unsigned n, ncold;
-	const struct bt_binding *second; /* the one instruction goes on in this page */
-	struct step step[MAX_INSNS];
+	unsigned ncold;
+	struct plan plan;
 	struct cold cold[MAX_COLD];
 };
-
-/* --- shapes --- */
-
-static bool ends_block(const struct insn *in)
-{
-	switch (in->mnemonic) {
-	case ZYDIS_MNEMONIC_MOV: return in->op[0].type == OP_CR || in->op[0].type == OP_SEG || in->op[0].type == OP_DR;
-	case ZYDIS_MNEMONIC_RDMSR:
-	case ZYDIS_MNEMONIC_WRMSR:
-	case ZYDIS_MNEMONIC_RDTSC:
-	case ZYDIS_MNEMONIC_RDTSCP:
-	case ZYDIS_MNEMONIC_RDPID:
-	case ZYDIS_MNEMONIC_CPUID:
-	case ZYDIS_MNEMONIC_STI:
-	case ZYDIS_MNEMONIC_CLI:
-	case ZYDIS_MNEMONIC_CLD:
-	case ZYDIS_MNEMONIC_STD:
-	case ZYDIS_MNEMONIC_CLAC:
-	case ZYDIS_MNEMONIC_STAC:
-	case ZYDIS_MNEMONIC_IN:
-	case ZYDIS_MNEMONIC_OUT:
-	case ZYDIS_MNEMONIC_PUSH:
-	case ZYDIS_MNEMONIC_POP:
-	case ZYDIS_MNEMONIC_PUSHF:
-	case ZYDIS_MNEMONIC_PUSHFQ:
-	case ZYDIS_MNEMONIC_POPF:
-	case ZYDIS_MNEMONIC_POPFQ:
-	case ZYDIS_MNEMONIC_ENTER:
-	case ZYDIS_MNEMONIC_LEAVE:
-	case ZYDIS_MNEMONIC_XLAT:
-	case ZYDIS_MNEMONIC_INVLPG:
-	case ZYDIS_MNEMONIC_VERW:
-	case ZYDIS_MNEMONIC_VERR:
-	case ZYDIS_MNEMONIC_LAR:
-	case ZYDIS_MNEMONIC_LSL:
-	case ZYDIS_MNEMONIC_SGDT:
-	case ZYDIS_MNEMONIC_SIDT:
-	case ZYDIS_MNEMONIC_SLDT:
-	case ZYDIS_MNEMONIC_STR:
-	case ZYDIS_MNEMONIC_SMSW:
-	case ZYDIS_MNEMONIC_SWAPGS:
-	case ZYDIS_MNEMONIC_RDFSBASE:
-	case ZYDIS_MNEMONIC_RDGSBASE:
-	case ZYDIS_MNEMONIC_WRFSBASE:
-	case ZYDIS_MNEMONIC_WRGSBASE:
-	case ZYDIS_MNEMONIC_XGETBV:
-	case ZYDIS_MNEMONIC_XSAVE:
-	case ZYDIS_MNEMONIC_XSAVE64:
-	case ZYDIS_MNEMONIC_XSAVEC:
-	case ZYDIS_MNEMONIC_XSAVEC64:
-	case ZYDIS_MNEMONIC_XSAVEOPT:
-	case ZYDIS_MNEMONIC_XSAVEOPT64:
-	case ZYDIS_MNEMONIC_XRSTOR:
-	case ZYDIS_MNEMONIC_XRSTOR64:
-	case ZYDIS_MNEMONIC_FXSAVE:
-	case ZYDIS_MNEMONIC_FXSAVE64:
-	case ZYDIS_MNEMONIC_FXRSTOR:
-	case ZYDIS_MNEMONIC_FXRSTOR64:
-	case ZYDIS_MNEMONIC_FNSAVE:
-	case ZYDIS_MNEMONIC_FNSTENV:
-	case ZYDIS_MNEMONIC_MOVSB:
-	case ZYDIS_MNEMONIC_MOVSW:
-	case ZYDIS_MNEMONIC_MOVSD:
-	case ZYDIS_MNEMONIC_MOVSQ:
-	case ZYDIS_MNEMONIC_CMPSB:
-	case ZYDIS_MNEMONIC_CMPSW:
-	case ZYDIS_MNEMONIC_CMPSD:
-	case ZYDIS_MNEMONIC_CMPSQ:
-	case ZYDIS_MNEMONIC_SCASB:
-	case ZYDIS_MNEMONIC_SCASW:
-	case ZYDIS_MNEMONIC_SCASD:
-	case ZYDIS_MNEMONIC_SCASQ:
-	case ZYDIS_MNEMONIC_LODSB:
-	case ZYDIS_MNEMONIC_LODSW:
-	case ZYDIS_MNEMONIC_LODSD:
-	case ZYDIS_MNEMONIC_LODSQ:
-	case ZYDIS_MNEMONIC_STOSB:
-	case ZYDIS_MNEMONIC_STOSW:
-	case ZYDIS_MNEMONIC_STOSD:
-	case ZYDIS_MNEMONIC_STOSQ: return false;
-	default: return in->vsib == 0;
-	}
-}
-
-static bool is_conditional(const struct insn *in)
-{
-	return in->mnemonic >= ZYDIS_MNEMONIC_JB && in->mnemonic <= ZYDIS_MNEMONIC_JZ &&
-	       in->mnemonic != ZYDIS_MNEMONIC_JMP && in->mnemonic != ZYDIS_MNEMONIC_JCXZ &&
-	       in->mnemonic != ZYDIS_MNEMONIC_JECXZ && in->mnemonic != ZYDIS_MNEMONIC_JRCXZ &&
-	       in->mnemonic != ZYDIS_MNEMONIC_JKNZD && in->mnemonic != ZYDIS_MNEMONIC_JKZD;
-}
-
-static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
-{
-	bool far = in->opcode_off < in->len && in->bytes[in->opcode_off] == 0xff && in->modrm_off &&
-	           (in->bytes[in->modrm_off] >> 3 & 1);
-
-	switch (in->mnemonic) {
-	case ZYDIS_MNEMONIC_PUSH:
-		if (in->opsize == 8 && in->op[0].type != OP_SEG)
-			return S_PUSH;
-		break;
-	case ZYDIS_MNEMONIC_POP:
-		if (in->opsize == 8 && in->op[0].type == OP_GPR && in->op[0].reg != GPR_RSP)
-			return S_POP;
-		break;
-	case ZYDIS_MNEMONIC_LEAVE:
-		if (in->opsize == 8)
-			return S_LEAVE;
-		break;
-	case ZYDIS_MNEMONIC_CALL:
-		if (!far && in->opsize == 8 && in->op[0].type != OP_FAR)
-			return S_CALL;
-		break;
-	case ZYDIS_MNEMONIC_JMP:
-		if (!far && in->op[0].type != OP_FAR)
-			return S_JMP;
-		break;
-	case ZYDIS_MNEMONIC_RET:
-		if (in->bytes[in->opcode_off] < 0xc8)
-			return S_RET;
-		break;
-	case ZYDIS_MNEMONIC_CLI:
-		if (!user)
-			return S_CLI;
-		break;
-	case ZYDIS_MNEMONIC_STI:
-		if (!user)
-			return S_STI;
-		break;
-	case ZYDIS_MNEMONIC_CLD: return S_CLD;
-	case ZYDIS_MNEMONIC_CLAC:
-		if (!user)
-			return S_CLAC;
-		break;
-	case ZYDIS_MNEMONIC_STAC:
-		if (!user)
-			return S_STAC;
-		break;
-	case ZYDIS_MNEMONIC_SWAPGS:
-		if (!user)
-			return S_SWAPGS;
-		break;
-	case ZYDIS_MNEMONIC_RDTSC:
-	case ZYDIS_MNEMONIC_RDTSCP:
-		if (!user || (mode & MODE_USER_TSC))
-			return S_RDTSC;
-		break;
-	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
-	default:
-		if (is_conditional(in))
-			return S_JCC;
-	}
-	return ends_block(in) ? S_INTERP_END : S_INTERP;
-}
-
-static enum shape classify(const struct bt_machine *m, const struct insn *in, bool user)
-{
-	switch (in->kind) {
-	case INSN_NOP: return S_NOP;
-	case INSN_NATIVE:
-		if (!(m->mode >> in->vec & 1))
-			return S_INTERP;
-		if (in->agen)
-			return in->opsize == 2 && in->mem_base == GPR_RIP ? S_INTERP : S_LEA;
-		if (!in->has_mem)
-			return S_COPY;
-		if (in->high8)
-			return S_INTERP;
-		if (in->bitmem)
-			return in->opsize == 2 || in->addrsize == 4 ? S_INTERP : S_BITS;
-		return S_MEM;
-	case INSN_SPECIAL: return special_shape(in, user, m->mode);
-	default: return S_INTERP_END;
-	}
-}
-
-/* Specials that neither read nor keep anything in the arithmetic flags. */
-static bool ignores_flags(const struct insn *in, enum shape shape)
-{
-	if (shape != S_INTERP)
-		return shape != S_INTERP_END;
-	switch (in->mnemonic) {
-	case ZYDIS_MNEMONIC_PUSHF:
-	case ZYDIS_MNEMONIC_PUSHFQ: return false;
-	default: return true;
-	}
-}
-
-static void note_step(struct trans *t, struct step *s)
-{
-	const struct insn *in = &s->in;
-
-	s->shape = classify(t->m, in, t->user);
-	s->use = in->gpr_operands | in->gpr_addr;
-	s->read = in->flags_read;
-	s->write = in->flags_write;
-	if (s->shape == S_LEAVE)
-		s->use |= 1u << GPR_RBP;
-	if (s->shape == S_RDTSC)
-		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
-	if (s->shape >= S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
-		s->write = 0;
-	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
-	    s->shape == S_JCC)
-		s->read = RFLAGS_ARITH;
-	s->use &= (uint16_t)~(1u << GPR_RSP);
-}
-
-/* The instruction at `p`, whose first `room` bytes are there, with the rest from the next page. */
-static int decode_crossing(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room,
-                           const struct bt_binding *second)
-{
-	uint8_t bytes[INSN_MAX];
-
-	memcpy(bytes, p, room);
-	memcpy(bytes + room, ram_host(t->m->ram, second->gpa, INSN_MAX - room), INSN_MAX - room);
-	if (insn_decode(&t->step[0].in, bytes, INSN_MAX, MODE_64))
-		return -1;
-	t->step[0].rip = rip;
-	note_step(t, &t->step[0]);
-	t->step[0].live = RFLAGS_ARITH;
-	t->step[0].group = 0;
-	t->second = second;
-	t->n = 1;
-	return 0;
-}
-
-#define MAX_GROUP 8
-
-static bool plain_push(const struct step *s)
-{
-	return s->shape == S_PUSH && s->in.op[0].type == OP_GPR && s->in.op[0].reg != GPR_RSP;
-}
-
-/* Runs of register pushes, and of pops (with a return at the end), become groups. */
-static void find_groups(struct trans *t)
-{
-	for (unsigned i = 0; i < t->n;) {
-		bool pushes = plain_push(&t->step[i]);
-		unsigned n = 0;
-
-		if (pushes || t->step[i].shape == S_POP)
-			while (i + n < t->n && n < MAX_GROUP &&
-			       (pushes ? plain_push(&t->step[i + n]) : t->step[i + n].shape == S_POP))
-				n++;
-		if (n && !pushes && i + n < t->n && t->step[i + n].shape == S_RET)
-			n++;
-		t->step[i].group = n > 1 ? (uint8_t)n : 0;
-		/* All registers of the group must be in place at once. */
-		for (unsigned k = 1; k < n; k++) {
-			t->step[i].use |= t->step[i + k].use;
-			t->step[i + k].group = 0;
-		}
-		i += n ? n : 1;
-	}
-}
-
-/* Fills t->step.  0, or -1 if not even the first instruction can be translated here. */
-static int decode(struct trans *t, const uint8_t *p, uint64_t rip, unsigned room,
-                  const struct bt_binding *second)
-{
-	unsigned at = 0;
-
-	t->second = NULL;
-
-	for (t->n = 0; t->n < MAX_INSNS && at < room; t->n++) {
-		struct step *s = &t->step[t->n];
-		int rc = insn_decode(&s->in, p + at, room - at, MODE_64);
-
-		s->rip = rip + at;
-		if (rc == -ENODATA)
-			break; /* goes on in the next page */
-		if (rc) {
-			if (t->n)
-				break;
-			return -1;
-		}
-		note_step(t, s);
-		at += s->in.len;
-		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC ||
-		    s->shape == S_INTERP_END) {
-			t->n++;
-			break;
-		}
-	}
-	if (t->n == 0)
-		return second ? decode_crossing(t, p, rip, room, second) : -1;
-	for (unsigned i = t->n, live = RFLAGS_ARITH; i-- > 0;) {
-		live = (live & ~(unsigned)t->step[i].write) | t->step[i].read;
-		t->step[i].live = (uint16_t)live;
-	}
-	find_groups(t);
-	return 0;
-}
 
 /* --- sites and cold code --- */
 
@@ -370,7 +57,7 @@ static struct bt_site *new_site(struct trans *t, enum site_kind kind, unsigned i
 	memset(s, 0, sizeof(*s));
 	s->block = t->b;
 	s->kind = (uint8_t)kind;
-	s->guest_off = (uint16_t)(t->step[i].rip - t->b->rip);
+	s->guest_off = (uint16_t)(t->plan.step[i].rip - t->b->rip);
 	s->pair = t->pair;
 	*n = t->m->nsites++;
 	return s;
@@ -419,10 +106,10 @@ static unsigned next_use(const struct trans *t, unsigned i, unsigned r)
 {
 	unsigned d = 0;
 
-	for (; i < t->n; i++, d++)
-		if (t->step[i].use >> r & 1)
+	for (; i < t->plan.n; i++, d++)
+		if (t->plan.step[i].use >> r & 1)
 			return d;
-	return MAX_INSNS + 1;
+	return PLAN_MAX + 1;
 }
 
 static void swap_scratch(struct trans *t, unsigned i, unsigned wanted)
@@ -434,7 +121,7 @@ static void swap_scratch(struct trans *t, unsigned i, unsigned wanted)
 	for (unsigned k = 0; k < ARRAY_SIZE(order); k++) {
 		unsigned r = order[k], d;
 
-		if (r == a || r == b || (t->step[i].use >> r & 1))
+		if (r == a || r == b || (t->plan.step[i].use >> r & 1))
 			continue;
 		d = next_use(t, i, r) + 1;
 		if (d > best) {
@@ -449,7 +136,7 @@ static void swap_scratch(struct trans *t, unsigned i, unsigned wanted)
 
 static void free_operands(struct trans *t, unsigned i)
 {
-	unsigned use = t->step[i].use;
+	unsigned use = t->plan.step[i].use;
 
 	/* (In a group, `use` is that of all its instructions.) */
 	if (use >> t0_of(t) & 1)
@@ -609,7 +296,7 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 	unsigned count;
 
 	if (target == b->rip)
-		return t->step[0].live;
+		return t->plan.step[0].live;
 	if ((target ^ b->rip) & ~(uint64_t)GUEST_PAGE_MASK)
 		return RFLAGS_ARITH;
 	b = bt_block_any(t->m, target, (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK),
@@ -619,7 +306,7 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 
 static void put_direct(struct trans *t, unsigned i, uint64_t target)
 {
-	if (target <= t->step[i].rip) {
+	if (target <= t->plan.step[i].rip) {
 		about_to_clobber(t, target_flags(t, target));
 		put_poll(t, i, target);
 	}
@@ -671,7 +358,7 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 	uint8_t *rel;
 	uint32_t n;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	rel = e_jmp(&t->e, t->e.p);
 	site = new_site(t, SITE_INTERP, i, &n);
 	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
@@ -683,7 +370,7 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 
 static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	const uint8_t *retry;
 	uint32_t site;
 
@@ -707,7 +394,7 @@ static uint32_t put_stack_check(struct trans *t, unsigned i, int disp, bool writ
 
 static void put_push(struct trans *t, unsigned i)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	const struct insn *in = &s->in;
 	struct emit *e = &t->e;
 	uint32_t site, first = 0;
@@ -780,7 +467,7 @@ static void put_pushf(struct trans *t, unsigned i)
 /* BT, BTS, BTR, BTC with a bit offset in a register: the offset selects the word, too. */
 static void put_bits(struct trans *t, unsigned i, unsigned live_after)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	struct insn in = s->in;
 	unsigned a = t0_of(t), b = t1_of(t), reg = in.op[1].reg;
 	struct emit *e = &t->e;
@@ -825,10 +512,10 @@ static void put_pop(struct trans *t, unsigned i)
 	const uint8_t *retry;
 	uint32_t site;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	retry = e->p;
 	site = put_stack_check(t, i, 0, false, retry);
-	e_load(e, t->step[i].in.op[0].reg, t0_of(t), 0);
+	e_load(e, t->plan.step[i].in.op[0].reg, t0_of(t), 0);
 	e_lea(e, GPR_RSP, GPR_RSP, 8);
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
@@ -840,9 +527,9 @@ static void put_ret_tail(struct trans *t, unsigned i, int popped);
 static void put_group(struct trans *t, unsigned i)
 {
 	struct emit *e = &t->e;
-	unsigned n = t->step[i].group, a = t0_of(t);
-	bool pushes = t->step[i].shape == S_PUSH, ret = t->step[i + n - 1].shape == S_RET;
-	unsigned live = ret ? RFLAGS_ARITH : t->step[i].live;
+	unsigned n = t->plan.step[i].group, a = t0_of(t);
+	bool pushes = t->plan.step[i].shape == S_PUSH, ret = t->plan.step[i + n - 1].shape == S_RET;
+	unsigned live = ret ? RFLAGS_ARITH : t->plan.step[i].live;
 	const uint8_t *retry;
 
 	about_to_clobber(t, live);
@@ -851,9 +538,9 @@ static void put_group(struct trans *t, unsigned i)
 	put_check(t, i, 8 * n, pushes, retry);
 	for (unsigned k = 0; k < n - ret; k++) {
 		if (pushes)
-			e_store(e, a, 8 * (int)(n - 1 - k), t->step[i + k].in.op[0].reg);
+			e_store(e, a, 8 * (int)(n - 1 - k), t->plan.step[i + k].in.op[0].reg);
 		else
-			e_load(e, t->step[i + k].in.op[0].reg, a, 8 * (int)k);
+			e_load(e, t->plan.step[i + k].in.op[0].reg, a, 8 * (int)k);
 	}
 	if (ret) {
 		e_load(e, a, a, 8 * (int)(n - 1));
@@ -869,7 +556,7 @@ static void put_leave(struct trans *t, unsigned i)
 	const uint8_t *retry;
 	uint32_t site;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	retry = e->p;
 	e_mov(e, t0_of(t), GPR_RBP);
 	site = put_check(t, i, 8, false, retry);
@@ -881,7 +568,7 @@ static void put_leave(struct trans *t, unsigned i)
 /* The target of an indirect jump or call to v.rip. */
 static void put_target(struct trans *t, unsigned i, const uint8_t *retry)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	unsigned a = t0_of(t);
 
 	if (s->in.op[0].type == OP_GPR) {
@@ -896,7 +583,7 @@ static void put_target(struct trans *t, unsigned i, const uint8_t *retry)
 
 static void put_call(struct trans *t, unsigned i)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	uint64_t next = s->rip + s->in.len;
 	bool direct = s->in.op[0].type == OP_IMM;
 	struct emit *e = &t->e;
@@ -925,7 +612,7 @@ static void put_call(struct trans *t, unsigned i)
 /* The return address is in t0; `popped` bytes of stack are done with, the operand's not counted. */
 static void put_ret_tail(struct trans *t, unsigned i, int popped)
 {
-	const struct insn *in = &t->step[i].in;
+	const struct insn *in = &t->plan.step[i].in;
 	int extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 
 	e_lea(&t->e, GPR_RSP, GPR_RSP, popped + extra);
@@ -945,7 +632,7 @@ static void put_ret(struct trans *t, unsigned i)
 
 static void put_jump(struct trans *t, unsigned i)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 
 	if (s->in.op[0].type == OP_IMM) {
 		put_direct(t, i, s->rip + s->in.len + s->in.imm);
@@ -960,7 +647,7 @@ static void put_jump(struct trans *t, unsigned i)
 
 static void put_conditional(struct trans *t, unsigned i)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 	uint64_t next = s->rip + s->in.len, target = next + s->in.imm;
 	unsigned opcode = s->in.bytes[s->in.opcode_off], cc;
 
@@ -983,7 +670,7 @@ static void put_sti(struct trans *t, unsigned i)
 	uint8_t *rel;
 	uint32_t n;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	e_gs(&t->e, 0x80, 7, false, GS_OFFSET(irq_wait)); /* cmp byte, 0 */
 	e8(&t->e, 0);
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
@@ -999,7 +686,7 @@ static void put_cld(struct trans *t, unsigned i)
 	uint8_t *rel;
 	uint32_t n;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	e_gs(&t->e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
 	e8(&t->e, RFLAGS_DF >> 8);
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
@@ -1030,7 +717,7 @@ static void put_rdtsc(struct trans *t, unsigned i)
 {
 	struct emit *e = &t->e;
 
-	about_to_clobber(t, t->step[i].live);
+	about_to_clobber(t, t->plan.step[i].live);
 	e8(e, 0x0f); /* rdtsc */
 	e8(e, 0x31);
 	e8(e, 0x48); /* shl rdx, 32 */
@@ -1045,13 +732,13 @@ static void put_rdtsc(struct trans *t, unsigned i)
 	e8(e, 0xea);
 	e8(e, 32);
 	e_mov32(e, GPR_RAX, GPR_RAX);
-	if (t->step[i].in.mnemonic == ZYDIS_MNEMONIC_RDTSCP)
+	if (t->plan.step[i].in.mnemonic == ZYDIS_MNEMONIC_RDTSCP)
 		e_gs(e, 0x8b, GPR_RCX, false, GS_OFFSET(v.tsc_aux));
 }
 
 static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 {
-	struct step *s = &t->step[i];
+	struct step *s = &t->plan.step[i];
 
 	before_flags(t, s, live_after);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
@@ -1062,8 +749,8 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 
 static void put_lea(struct trans *t, unsigned i)
 {
-	const struct insn *in = &t->step[i].in;
-	uint64_t value = t->step[i].rip + in->len + (uint64_t)in->disp;
+	const struct insn *in = &t->plan.step[i].in;
+	uint64_t value = t->plan.step[i].rip + in->len + (uint64_t)in->disp;
 
 	if (in->mem_base == GPR_RIP) {
 		if (in->addrsize == 4 || in->opsize == 4)
@@ -1081,7 +768,7 @@ static void note_map(struct trans *t, unsigned i)
 
 	b->map[b->map_count++] = (struct insn_map){
 	    .host_off = (uint16_t)(t->e.p - b->host),
-	    .guest_off = (uint16_t)(t->step[i].rip - b->rip),
+	    .guest_off = (uint16_t)(t->plan.step[i].rip - b->rip),
 	    .pair = t->pair,
 	    .flags = (uint8_t)flags_label(t),
 	};
@@ -1093,7 +780,7 @@ static void put_crossing_guard(struct trans *t)
 	uint8_t *rel;
 	uint32_t n;
 
-	rel = e_test_shows(&t->e, t1_of(t), t->second->id, CC_E);
+	rel = e_test_shows(&t->e, t1_of(t), t->plan.second->id, CC_E);
 	new_site(t, SITE_CROSS, 0, &n);
 	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
 }
@@ -1106,9 +793,9 @@ static void put_shadow(struct trans *t)
 
 	*b = (struct bt_block){
 	    .rip = t->b->rip,
-	    .gpa = t->second->gpa,
+	    .gpa = t->plan.second->gpa,
 	    .host = m->hot,
-	    .guest_len = (uint16_t)(t->step[0].in.len - first),
+	    .guest_len = (uint16_t)(t->plan.step[0].in.len - first),
 	    .shadow_of = t->b,
 	};
 	t->b->guest_len = (uint16_t)first;
@@ -1118,8 +805,8 @@ static void put_shadow(struct trans *t)
 /* Returns how many instructions it put: more than one for a group. */
 static unsigned put_step(struct trans *t, unsigned i)
 {
-	struct step *s = &t->step[i];
-	unsigned live_after = i + 1 < t->n ? t->step[i + 1].live : RFLAGS_ARITH;
+	struct step *s = &t->plan.step[i];
+	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
 	free_operands(t, i);
 	note_map(t, i);
@@ -1170,10 +857,10 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
 	t->ncold = 0;
-	if (decode(t, ram_host(m->ram, gpa, 1), rip, GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK),
-	           second))
+	if (bt_plan(&t->plan, m, t->user, ram_host(m->ram, gpa, 1), rip,
+	            GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second))
 		return NULL;
-	last = &t->step[t->n - 1];
+	last = &t->plan.step[t->plan.n - 1];
 	b = t->b = &m->blocks[m->nblocks++];
 	*b = (struct bt_block){
 	    .rip = rip,
@@ -1183,28 +870,28 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	    .user = t->user,
 	    .pair = (uint8_t)pair,
 	    .flags = (uint8_t)flags,
-	    .flags_in = t->step[0].live,
+	    .flags_in = t->plan.step[0].live,
 	    .map = m->maps + m->nmaps,
 	};
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
 	t->host_ok = flags == FLAGS_HOST;
 	t->mem_ok = flags == FLAGS_MEM;
-	if (t->second)
+	if (t->plan.second)
 		put_crossing_guard(t);
-	for (unsigned i = 0; i < t->n;)
+	for (unsigned i = 0; i < t->plan.n;)
 		i += put_step(t, i);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
-		put_link(t, t->n - 1, -1, last->rip + last->in.len);
+		put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
 	m->hot = t->e.p;
 	m->nmaps += b->map_count;
 	put_cold(t);
 	bt_block_insert(m, b);
-	if (t->second)
+	if (t->plan.second)
 		put_shadow(t);
 	m->stats.blocks++;
-	m->stats.guest_insns += t->n;
+	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;
 	return b;
 }
