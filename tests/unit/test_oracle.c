@@ -585,6 +585,40 @@ static void put_stack(void)
 	}
 }
 
+/* Accesses off one base, as to a structure: the translator checks them together. */
+static void put_cluster(void)
+{
+	static const uint8_t opcodes[] = {0x8b, 0x89, 0x03, 0x01, 0x13, 0x11, 0x3b, 0x39, 0x33, 0x31, 0x87,
+	                                  0x8a, 0x88, 0x10, 0x11, 0xb6, 0xbe, 0xb7, 0x63, 0xaf};
+	unsigned base = any_reg(), n = 2 + below(8);
+
+	put_mov_imm(base, any_address(1));
+	for (unsigned i = 0; i < n; i++) {
+		unsigned k = below(ARRAY_SIZE(opcodes)), reg = any_reg();
+
+		begin();
+		if (!below(3)) { /* something between: lea, inc, sets flags, or moves the base */
+			if (below(2))
+				put((uint8_t[]){0x48 | (reg >= 8), 0xff, 0xc0 | (reg & 7)}, 3);
+			else
+				put((uint8_t[]){0x48 | (base >= 8 ? 1 : 0), 0x83, 0xc0 | (base & 7), 8}, 4);
+			if (reg == base)
+				put_mov_imm(base, any_address(1));
+			continue;
+		}
+		put8(0x40 | (below(2) << 3) | (reg >= 8 ? 4 : 0) | (base >= 8));
+		if (k >= 13 && k != 18)
+			put8(0x0f);
+		put8(opcodes[k]);
+		put8(0x40 | (reg & 7) << 3 | (base & 7));
+		if ((base & 7) == 4)
+			put8(0x24);
+		put8(below(112));
+		if (reg == base)
+			put_mov_imm(base, any_address(1));
+	}
+}
+
 /* A forward conditional jump over one instruction, or a short counted loop around one. */
 static void put_branch(void)
 {
@@ -636,6 +670,7 @@ static void make_sequence(uint64_t seed, struct world *w)
 		case 0: put_string(); break;
 		case 1: put_stack(); break;
 		case 2: put_branch(); break;
+		case 3: put_cluster(); break;
 		default: put_random();
 		}
 	}

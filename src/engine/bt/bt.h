@@ -118,6 +118,7 @@ struct bt_site {
 	uint8_t kind, size;   /* size: bytes accessed */
 	uint8_t pair, flags;  /* LINK: state at the exit */
 	uint8_t linked;
+	uint8_t merged;      /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
 	uint8_t no_retry;    /* READ, WRITE: second access of its instruction; a retry could evict the first */
 	uint32_t guard_id;   /* LINK: binding whose list `guarded` it is on, 0 = none */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */

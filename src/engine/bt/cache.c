@@ -188,7 +188,7 @@ void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
 	while (e->in.gpr_operands >> low_first[i] & 1)
 		i++;
 	e->stub_base = low_first[i];
-	out.p += insn_encode(&e->in, e->stub_base, out.p);
+	out.p += insn_encode(&e->in, e->stub_base, 0, out.p);
 	e8(&out, 0xff); /* jmp [rip + 0] */
 	e8(&out, 0x25);
 	e32(&out, 0);

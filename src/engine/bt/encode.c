@@ -2,21 +2,20 @@
 #include "engine/bt/insn.h"
 #include "x86/cpu.h"
 
-/* ModRM (and what follows it) for [base], register field of `modrm`. */
-static unsigned put_operand(uint8_t modrm, unsigned base, uint8_t *out)
+/* ModRM (and what follows it) for [base + disp], register field of `modrm`.  EVEX scales an 8-bit
+ * displacement: `wide` takes 32 bits. */
+static unsigned put_operand(uint8_t modrm, unsigned base, int32_t disp, bool wide, uint8_t *out)
 {
-	uint8_t reg = modrm & 0x38;
+	unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp && (!wide || !disp) ? 1 : 2;
 	unsigned n = 0;
 
-	if ((base & 7) == 4) { /* r12 needs a SIB byte */
-		out[n++] = reg | 4;
+	out[n++] = (uint8_t)(mod << 6 | (modrm & 0x38) | (base & 7));
+	if ((base & 7) == 4) /* r12 needs a SIB byte */
 		out[n++] = 0x24;
-	} else if ((base & 7) == 5) { /* rbp, r13 need a displacement */
-		out[n++] = 0x40 | reg | 5;
-		out[n++] = 0;
-	} else {
-		out[n++] = reg | (base & 7);
-	}
+	if (mod == 1)
+		out[n++] = (uint8_t)disp;
+	for (unsigned i = 0; mod == 2 && i < 4; i++)
+		out[n++] = (uint8_t)((uint32_t)disp >> (8 * i));
 	return n;
 }
 
@@ -28,7 +27,7 @@ static unsigned put_tail(const struct insn *in, uint8_t *out)
 	return n;
 }
 
-static unsigned encode_legacy(const struct insn *in, unsigned base, uint8_t *out)
+static unsigned encode_legacy(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
 {
 	unsigned n = 0, i, opcode_end = in->modrm_off ? in->modrm_off : in->tail_off;
 	uint8_t rex = in->rex;
@@ -75,18 +74,18 @@ static unsigned encode_legacy(const struct insn *in, unsigned base, uint8_t *out
 		static const uint8_t form[] = {0x8a, 0x8b, 0x88, 0x89};
 
 		out[n++] = form[in->bytes[in->opcode_off] & 3];
-		return n + put_operand(0, base, out + n);
+		return n + put_operand(0, base, disp, false, out + n);
 	}
 	x86_copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
 	n += opcode_end - in->opcode_off;
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, disp, false, out + n);
 	else if (in->modrm_off)
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-static unsigned encode_vex(const struct insn *in, unsigned base, uint8_t *out)
+static unsigned encode_vex(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
 {
 	const uint8_t *b = in->bytes + in->opcode_off;
 	uint8_t p1, p2;
@@ -115,13 +114,13 @@ static unsigned encode_vex(const struct insn *in, unsigned base, uint8_t *out)
 	}
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, disp, false, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-static unsigned encode_evex(const struct insn *in, unsigned base, uint8_t *out)
+static unsigned encode_evex(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
 {
 	const uint8_t *b = in->bytes + in->opcode_off;
 	unsigned n = 0;
@@ -132,21 +131,21 @@ static unsigned encode_evex(const struct insn *in, unsigned base, uint8_t *out)
 	out[n++] = b[3];
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, out + n);
+		n += put_operand(in->bytes[in->modrm_off], base, disp, true, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-unsigned insn_encode(const struct insn *in, unsigned base, uint8_t *out)
+unsigned insn_encode(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
 {
 	if (in->encoding == 1 && !in->modrm_off) { /* VZEROUPPER, VZEROALL */
 		x86_copy(out, in->bytes, in->len);
 		return in->len;
 	}
 	switch (in->encoding) {
-	case 1: return encode_vex(in, base, out);
-	case 2: return encode_evex(in, base, out);
-	default: return encode_legacy(in, base, out);
+	case 1: return encode_vex(in, base, disp, out);
+	case 2: return encode_evex(in, base, disp, out);
+	default: return encode_legacy(in, base, disp, out);
 	}
 }

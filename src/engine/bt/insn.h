@@ -90,9 +90,9 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 /* The instruction's name, for statistics. */
 const char *insn_name(const struct insn *in);
 
-/* Writes the instruction for 64-bit mode with its memory operand replaced by [base] (base: a GPR
+/* Writes the instruction for 64-bit mode with its memory operand replaced by [base + disp] (base: a GPR
  * number other than rsp; must be below 8 if in->high8), or unchanged if it has none.  Returns the
- * length (at most INSN_MAX + 3). */
-unsigned insn_encode(const struct insn *in, unsigned base, uint8_t *out);
+ * length (at most INSN_MAX + 7). */
+unsigned insn_encode(const struct insn *in, unsigned base, int32_t disp, uint8_t *out);
 
 #endif

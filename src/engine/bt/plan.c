@@ -182,6 +182,7 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 	    s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 	s->use &= (uint16_t)~(1u << GPR_RSP);
+	s->group = 0;
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
@@ -204,31 +205,96 @@ static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, 
 }
 
 #define MAX_GROUP 8
+#define MAX_SPAN 256
 
 static bool plain_push(const struct step *s)
 {
 	return s->shape == S_PUSH && s->in.op[0].type == OP_GPR && s->in.op[0].reg != GPR_RSP;
 }
 
-/* Runs of register pushes, and of pops (with a return at the end), become groups. */
+/* A run of register pushes, or of pops (with a return at the end); its length, or 0. */
+static unsigned stack_run(const struct plan *p, unsigned i)
+{
+	bool pushes = plain_push(&p->step[i]);
+	unsigned n = 0;
+
+	if (!pushes && p->step[i].shape != S_POP)
+		return 0;
+	while (i + n < p->n && n < MAX_GROUP &&
+	       (pushes ? plain_push(&p->step[i + n]) : p->step[i + n].shape == S_POP))
+		n++;
+	if (!pushes && i + n < p->n && p->step[i + n].shape == S_RET)
+		n++;
+	return n;
+}
+
+static bool mergeable(const struct step *s)
+{
+	const struct insn *in = &s->in;
+
+	return s->shape == S_MEM && in->mem_index == GPR_NONE && in->mem_base != GPR_NONE &&
+	       in->addrsize == 8 && in->mem_seg != SEG_FS && in->mem_seg != SEG_GS;
+}
+
+/* May stand between accesses that share a check: cannot fault, needs no scratch register. */
+static bool transparent(const struct step *s)
+{
+	return s->shape == S_NOP || s->shape == S_LEA ||
+	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE && s->in.mnemonic != ZYDIS_MNEMONIC_DIV &&
+	        s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
+}
+
+/* Accesses off the base of step i, its value unchanged, within MAX_SPAN bytes; how many instructions. */
+static unsigned access_run(struct plan *p, unsigned i)
+{
+	struct step *first = &p->step[i];
+	unsigned base = first->in.mem_base, n = 1, end = 1;
+	int64_t low, high;
+	bool write;
+
+	if (!mergeable(first))
+		return 0;
+	low = step_disp(first);
+	high = low + first->in.mem_size;
+	write = first->in.mem_write;
+	for (; n < MAX_GROUP && i + n < p->n; n++) {
+		const struct step *s = &p->step[i + n], *before = s - 1;
+		int64_t l, h;
+
+		if (base < GPR_NONE && (before->in.gpr_write >> base & 1))
+			break;
+		if (transparent(s))
+			continue;
+		if (!mergeable(s) || s->in.mem_base != base)
+			break;
+		l = MIN(low, step_disp(s));
+		h = MAX(high, step_disp(s) + s->in.mem_size);
+		if (h - l > MAX_SPAN)
+			break;
+		low = l;
+		high = h;
+		write = write || s->in.mem_write;
+		end = n + 1;
+	}
+	if (end > 1) {
+		first->low = low;
+		first->span = (uint16_t)(high - low);
+		first->group_write = write;
+	}
+	return end;
+}
+
 static void find_groups(struct plan *p)
 {
 	for (unsigned i = 0; i < p->n;) {
-		bool pushes = plain_push(&p->step[i]);
-		unsigned n = 0;
+		unsigned n = stack_run(p, i);
 
-		if (pushes || p->step[i].shape == S_POP)
-			while (i + n < p->n && n < MAX_GROUP &&
-			       (pushes ? plain_push(&p->step[i + n]) : p->step[i + n].shape == S_POP))
-				n++;
-		if (n && !pushes && i + n < p->n && p->step[i + n].shape == S_RET)
-			n++;
+		if (!n)
+			n = access_run(p, i);
 		p->step[i].group = n > 1 ? (uint8_t)n : 0;
 		/* All registers of the group must be in place at once. */
-		for (unsigned k = 1; k < n; k++) {
+		for (unsigned k = 1; k < n; k++)
 			p->step[i].use |= p->step[i + k].use;
-			p->step[i + k].group = 0;
-		}
 		i += n ? n : 1;
 	}
 }

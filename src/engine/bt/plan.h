@@ -21,7 +21,12 @@ struct step {
 	uint16_t use;         /* registers the instruction names */
 	uint16_t read, write; /* flags */
 	uint16_t live;        /* flags needed before it */
-	uint8_t group;        /* pushes or pops from here on that share one check; 0: alone */
+	/* From here on, `group` instructions stand under one check (0: alone): a run of pushes or pops, or
+	 * accesses off one base, [base + low, base + low + span), with plain instructions between. */
+	uint8_t group;
+	bool group_write;
+	uint16_t span;
+	int64_t low; /* base rip: an absolute address */
 };
 
 struct plan {
@@ -32,6 +37,12 @@ struct plan {
 
 /* Plans the block at `rip`, of whose bytes `room` are at `code` (up to the end of the page); `second` is
  * the next page, if it may be used.  0, or -1: its first instruction must be interpreted. */
+/* Displacement of the step's operand; an absolute address if it is relative to rip. */
+static inline int64_t step_disp(const struct step *s)
+{
+	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
+}
+
 int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code, uint64_t rip,
             unsigned room, const struct bt_binding *second);
 

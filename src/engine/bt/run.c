@@ -284,7 +284,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			m->stats.tlb_misses++;
 			if ((bv->arg & GUEST_PAGE_MASK) + site.size <= GUEST_PAGE_SIZE) {
 				rc = bt_space_fill(bv, bv->arg, site.kind == SITE_WRITE);
-				if (rc == X86_FAULT) {
+				if (rc == X86_FAULT && !site.merged) {
 					m->stats.faults++;
 					return x86_deliver_fault(v);
 				}

@@ -380,7 +380,7 @@ static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 	site = put_check(t, i, s->in.mem_size, s->in.mem_write, retry);
 	before_flags(t, s, live_after);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-	t->e.p += insn_encode(&s->in, t0_of(t), t->e.p);
+	t->e.p += insn_encode(&s->in, t0_of(t), 0, t->e.p);
 	after_flags(t, s);
 	t->m->sites[site].after_off = (uint32_t)(t->e.p - t->m->code);
 }
@@ -501,7 +501,7 @@ static void put_bits(struct trans *t, unsigned i, unsigned live_after)
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
 	in.bytes[in.modrm_off] = (uint8_t)((in.bytes[in.modrm_off] & ~0x38u) | (b & 7) << 3);
 	in.rex = (uint8_t)((in.rex & ~4u) | (b >= 8 ? 4 : 0));
-	e->p += insn_encode(&in, a, e->p);
+	e->p += insn_encode(&in, a, 0, e->p);
 	after_flags(t, s);
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
@@ -521,21 +521,24 @@ static void put_pop(struct trans *t, unsigned i)
 }
 
 static void put_ret_tail(struct trans *t, unsigned i, int popped);
+static void put_copy(struct trans *t, unsigned i, unsigned live_after);
+static void put_lea(struct trans *t, unsigned i);
+static void note_map(struct trans *t, unsigned i);
 
-/* A run of pushes or pops under one check.  If that fails on a page border, the first instruction is
- * interpreted and the rest looked up anew. */
-static void put_group(struct trans *t, unsigned i)
+/* A run of pushes or pops under one check. */
+static void put_stack_group(struct trans *t, unsigned i)
 {
 	struct emit *e = &t->e;
 	unsigned n = t->plan.step[i].group, a = t0_of(t);
 	bool pushes = t->plan.step[i].shape == S_PUSH, ret = t->plan.step[i + n - 1].shape == S_RET;
-	unsigned live = ret ? RFLAGS_ARITH : t->plan.step[i].live;
 	const uint8_t *retry;
+	uint32_t site;
 
-	about_to_clobber(t, live);
+	about_to_clobber(t, ret ? RFLAGS_ARITH : t->plan.step[i].live);
 	retry = e->p;
 	e_lea(e, a, GPR_RSP, pushes ? -8 * (int)n : 0);
-	put_check(t, i, 8 * n, pushes, retry);
+	site = put_check(t, i, 8 * n, pushes, retry);
+	t->m->sites[site].merged = 1;
 	for (unsigned k = 0; k < n - ret; k++) {
 		if (pushes)
 			e_store(e, a, 8 * (int)(n - 1 - k), t->plan.step[i + k].in.op[0].reg);
@@ -547,6 +550,42 @@ static void put_group(struct trans *t, unsigned i)
 		put_ret_tail(t, i + n - 1, 8 * (int)n);
 	} else {
 		e_lea(e, GPR_RSP, GPR_RSP, pushes ? -8 * (int)n : 8 * (int)n);
+	}
+}
+
+/* Accesses off one base under one check: t0 stays the host address of base + low. */
+static void put_access_group(struct trans *t, unsigned i)
+{
+	struct step *first = &t->plan.step[i];
+	unsigned n = first->group, a = t0_of(t);
+	const uint8_t *retry;
+	uint32_t site;
+
+	about_to_clobber(t, first->live);
+	retry = t->e.p;
+	if (first->in.mem_base == GPR_RIP)
+		e_mov_imm(&t->e, a, (uint64_t)first->low);
+	else
+		e_lea(&t->e, a, first->in.mem_base, (int32_t)first->low);
+	site = put_check(t, i, first->span, first->group_write, retry);
+	t->m->sites[site].merged = 1;
+	for (unsigned k = i; k < i + n; k++) {
+		struct step *s = &t->plan.step[k];
+		unsigned live_after = k + 1 < t->plan.n ? t->plan.step[k + 1].live : RFLAGS_ARITH;
+
+		if (k > i)
+			note_map(t, k);
+		switch (s->shape) {
+		case S_MEM:
+			before_flags(t, s, live_after);
+			t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+			t->e.p += insn_encode(&s->in, a, (int32_t)(step_disp(s) - first->low), t->e.p);
+			after_flags(t, s);
+			break;
+		case S_LEA: put_lea(t, k); break;
+		case S_COPY: put_copy(t, k, live_after); break;
+		default: break;
+		}
 	}
 }
 
@@ -811,7 +850,10 @@ static unsigned put_step(struct trans *t, unsigned i)
 	free_operands(t, i);
 	note_map(t, i);
 	if (s->group) {
-		put_group(t, i);
+		if (s->shape == S_MEM)
+			put_access_group(t, i);
+		else
+			put_stack_group(t, i);
 		return s->group;
 	}
 	switch (s->shape) {
