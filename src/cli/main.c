@@ -1,7 +1,9 @@
 /* takt: the command line.  Dispatches to one file a subcommand. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/nearest.h"
@@ -67,8 +69,21 @@ static int run_command(int argc, char **argv)
 	return STATUS_USAGE;
 }
 
+/* Started with a standard descriptor closed, the next file opened would become it. */
+static void fill_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 int main(int argc, char **argv)
 {
+	fill_standard_descriptors();
 	signal(SIGPIPE, SIG_IGN); /* a closed console is an error value, not the end */
 	if (argc < 2) {
 		command_help(argc, argv);
