@@ -295,20 +295,81 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 /* Instruction breakpoints are faults, before anything happens. */
 static int instruction_break(struct vcpu *v, gva_t la)
 {
+	unsigned hits = 0;
+
 	if (likely(!(v->dr7 & 0xff)) || (v->rflags & RFLAGS_RF))
 		return 0;
 	for (unsigned i = 0; i < 4; i++)
-		if ((v->dr7 >> (i * 2) & 3) && !(v->dr7 >> (16 + i * 4) & 3) && v->dr[i] == la) {
-			v->dr6 = (v->dr6 & ~0xfull) | 1u << i;
-			return x86_fault(v, VEC_DB);
-		}
-	return 0;
+		if ((v->dr7 >> (i * 2) & 3) && !(v->dr7 >> (16 + i * 4) & 3) && v->dr[i] == la)
+			hits |= 1u << i;
+	if (!hits)
+		return 0;
+	v->dr6 = (v->dr6 & ~0xfull) | hits;
+	return x86_fault(v, VEC_DB);
+}
+
+/* What an instruction pushed or popped, for data breakpoints. */
+static void watch_stack(struct bt_vcpu *bv, const struct insn *in, uint64_t rsp)
+{
+	struct vcpu *v = &bv->v;
+	uint64_t now = v->regs[GPR_RSP], base = x86_code64(v) ? 0 : v->seg[SEG_SS].base;
+
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_PUSH:
+	case ZYDIS_MNEMONIC_PUSHA:
+	case ZYDIS_MNEMONIC_PUSHAD:
+	case ZYDIS_MNEMONIC_PUSHF:
+	case ZYDIS_MNEMONIC_PUSHFD:
+	case ZYDIS_MNEMONIC_PUSHFQ:
+	case ZYDIS_MNEMONIC_CALL: bt_watch(bv, base + now, (unsigned)(rsp - now), true); break;
+	case ZYDIS_MNEMONIC_ENTER: bt_watch(bv, base + rsp - in->opsize, in->opsize, true); break;
+	case ZYDIS_MNEMONIC_POP:
+	case ZYDIS_MNEMONIC_POPA:
+	case ZYDIS_MNEMONIC_POPAD:
+	case ZYDIS_MNEMONIC_POPF:
+	case ZYDIS_MNEMONIC_POPFD:
+	case ZYDIS_MNEMONIC_POPFQ:
+	case ZYDIS_MNEMONIC_RET: bt_watch(bv, base + rsp, in->opsize, false); break;
+	case ZYDIS_MNEMONIC_LEAVE: bt_watch(bv, base + now - in->opsize, in->opsize, false); break;
+	default: break;
+	}
+}
+
+/* Whether the single-step trap follows, TF having been set before the instruction (SDM 3B, 18.3.1.4).
+ * INT and SYSCALL have cleared it; MOV SS and POP SS hold it off. */
+static bool step_traps(const struct vcpu *v, const struct insn *in)
+{
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_INTO:
+	case ZYDIS_MNEMONIC_SYSCALL: return v->rflags & RFLAGS_TF;
+	case ZYDIS_MNEMONIC_STI: return true;
+	default: return !v->irq_shadow;
+	}
+}
+
+static bool returns_from_interrupt(const struct insn *in)
+{
+	return in->mnemonic == ZYDIS_MNEMONIC_IRET || in->mnemonic == ZYDIS_MNEMONIC_IRETD ||
+	       in->mnemonic == ZYDIS_MNEMONIC_IRETQ;
+}
+
+/* A string instruction with a repeat prefix: opcodes 6c to 6f, a4 to a7, aa to af. */
+static bool is_repeat(const struct insn *in)
+{
+	uint8_t opcode = in->bytes[in->opcode_off];
+
+	return in->rep && (opcode >> 2 == 0x6c >> 2 || opcode >> 2 == 0xa4 >> 2 || opcode >> 1 == 0xaa >> 1 ||
+	                   opcode >> 2 == 0xac >> 2);
 }
 
 int bt_interp(struct bt_vcpu *bv)
 {
 	struct vcpu *v = &bv->v;
 	bool step = v->rflags & RFLAGS_TF, shadow = v->irq_shadow;
+	uint64_t rsp = v->regs[GPR_RSP];
 	struct icache_entry *e;
 	int rc;
 
@@ -340,10 +401,15 @@ int bt_interp(struct bt_vcpu *bv)
 		return rc;
 	if (rc == 0 || rc == INTERP_HALTED)
 		v->rip = (v->rip + e->in.len) & (e->in.mode == MODE_64 ? ~0ull : 0xffffffffull);
-	v->rflags &= ~(uint64_t)RFLAGS_RF;
+	if (!returns_from_interrupt(&e->in)) /* IRET loads RF for the instruction it returns to */
+		v->rflags &= ~(uint64_t)RFLAGS_RF;
+	if (rc == INTERP_DONE && is_repeat(&e->in))
+		v->rflags |= RFLAGS_RF; /* whatever comes now comes inside the instruction */
 	if (shadow)
 		v->irq_shadow = 0;
-	if (step && v->irq_shadow == 0) {
+	if (unlikely(v->dr7 & 0xff) && e->in.kind == INSN_SPECIAL)
+		watch_stack(bv, &e->in, rsp);
+	if (step && step_traps(v, &e->in)) {
 		v->dr6 |= DR6_BS;
 		bv->data_break = true;
 	}

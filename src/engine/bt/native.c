@@ -192,6 +192,7 @@ int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
 	size = fx ? 512 : bt_xsave_size(v->xcr0);
 	if (bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, save, &la))
 		return X86_FAULT;
+	bt_watch(bv, la, size, save);
 	if (la & (fx ? 15 : 63))
 		return x86_fault_code(v, VEC_GP, 0);
 	for (unsigned at = 0; save && at < size; at += GUEST_PAGE_SIZE - ((la + at) & GUEST_PAGE_MASK))
@@ -229,6 +230,7 @@ int bt_interp_x87_environment(struct bt_vcpu *bv, struct icache_entry *e)
 
 	if (bt_vector_check(bv, VECTOR_X87) || bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, true, &la))
 		return X86_FAULT;
+	bt_watch(bv, la, size, true);
 	for (unsigned i = 0; i < size; i += size - 1) {
 		struct page_walk walk;
 

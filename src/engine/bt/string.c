@@ -199,7 +199,7 @@ static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t co
 	gpa_t from, to;
 	void *src, *dst;
 
-	if ((v->rflags & RFLAGS_DF) || (v->dr7 & 0xff))
+	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || (v->dr7 & 0xff))
 		return 0;
 	if (op->kind == OP_MOVS) {
 		src = run_of(bv, op->seg, si, op->size, false, &n, &from);
@@ -231,7 +231,7 @@ static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uin
 	const uint8_t *p = NULL, *q;
 	gpa_t gpa;
 
-	if ((v->rflags & RFLAGS_DF) || (v->dr7 & 0xff))
+	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || (v->dr7 & 0xff))
 		return 0;
 	if (op->kind == OP_CMPS) {
 		p = run_of(bv, op->seg, si, op->size, false, &n, &gpa);
