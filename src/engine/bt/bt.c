@@ -212,6 +212,7 @@ static void stats(struct engine_machine *em, FILE *out)
 	COUNTER(cache_flushes);
 	COUNTER(code_writes);
 	COUNTER(invalidated_blocks);
+	COUNTER(unmerged_blocks);
 	COUNTER(interp_insns);
 	COUNTER(faults);
 	COUNTER(interrupts);

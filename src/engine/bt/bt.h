@@ -119,6 +119,7 @@ struct bt_site {
 	uint8_t pair, flags;  /* LINK: state at the exit */
 	uint8_t linked;
 	uint8_t merged;      /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
+	uint8_t failures;    /* merged: how often it did; MERGE_FAILURES make the block anew without merging */
 	uint8_t no_retry;    /* READ, WRITE: second access of its instruction; a retry could evict the first */
 	uint32_t guard_id;   /* LINK: binding whose list `guarded` it is on, 0 = none */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
@@ -166,11 +167,14 @@ struct bt_binding {
 	struct bt_binding *hash_next;
 };
 
+#define MERGE_FAILURES 8
+#define UNMERGED_BITS 8192u
+
 #define BLOCK_HASH (1u << 15)
 #define BINDING_HASH (1u << 12)
 
 struct bt_stats {
-	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks;
+	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks, unmerged_blocks;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t faults, interrupts, page_crossings, signals;
@@ -196,6 +200,7 @@ struct bt_machine {
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
+	uint64_t unmerged[UNMERGED_BITS / 64]; /* by a hash of gpa: blocks to make without merged checks */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
@@ -294,6 +299,12 @@ struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, boo
 struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
 void bt_block_insert(struct bt_machine *m, struct bt_block *b);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
+/* Drops a block whose merged checks keep failing; its next translation checks each access. */
+void bt_block_unmerge(struct bt_machine *m, struct bt_block *b);
+static inline unsigned unmerged_index(gpa_t gpa)
+{
+	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 51) & (UNMERGED_BITS - 1);
+}
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
 struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);

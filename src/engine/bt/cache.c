@@ -331,6 +331,16 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 }
 
+void bt_block_unmerge(struct bt_machine *m, struct bt_block *b)
+{
+	unsigned bit = unmerged_index(b->gpa);
+
+	m->unmerged[bit / 64] |= 1ull << bit % 64;
+	m->stats.unmerged_blocks++;
+	page_remove(m, b);
+	block_remove(m, b);
+}
+
 /* --- bindings and links --- */
 
 static unsigned binding_hash(uint64_t vpage)

@@ -300,7 +300,7 @@ static void find_groups(struct plan *p)
 }
 
 int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code, uint64_t rip,
-            unsigned room, const struct bt_binding *second)
+            unsigned room, const struct bt_binding *second, bool merge)
 {
 	unsigned at = 0;
 
@@ -332,7 +332,8 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t
 		live = (live & ~(unsigned)p->step[i].write) | p->step[i].read;
 		p->step[i].live = (uint16_t)live;
 	}
-	find_groups(p);
+	if (merge)
+		find_groups(p);
 	return 0;
 }
 

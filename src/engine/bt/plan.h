@@ -36,7 +36,7 @@ struct plan {
 };
 
 /* Plans the block at `rip`, of whose bytes `room` are at `code` (up to the end of the page); `second` is
- * the next page, if it may be used.  0, or -1: its first instruction must be interpreted. */
+ * the next page, if it may be used; `merge`: let accesses share checks.  0, or -1: its first instruction must be interpreted. */
 /* Displacement of the step's operand; an absolute address if it is relative to rip. */
 static inline int64_t step_disp(const struct step *s)
 {
@@ -44,6 +44,6 @@ static inline int64_t step_disp(const struct step *s)
 }
 
 int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code, uint64_t rip,
-            unsigned room, const struct bt_binding *second);
+            unsigned room, const struct bt_binding *second, bool merge);
 
 #endif

@@ -293,6 +293,8 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					continue;
 				}
 			}
+			if (site.merged && b->valid && ++m->sites[bv->site].failures >= MERGE_FAILURES)
+				bt_block_unmerge(m, b);
 			break;
 		case SITE_CROSS:
 			v->rip = b->rip;

@@ -893,6 +893,8 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 {
 	struct bt_machine *m = bv->m;
 	struct trans *t = m->trans;
+	unsigned bit = unmerged_index(gpa);
+	bool merge = !(m->unmerged[bit / 64] >> bit % 64 & 1);
 	struct step *last;
 	struct bt_block *b;
 
@@ -900,7 +902,7 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	t->user = x86_cpl(&bv->v) == 3;
 	t->ncold = 0;
 	if (bt_plan(&t->plan, m, t->user, ram_host(m->ram, gpa, 1), rip,
-	            GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second))
+	            GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second, merge))
 		return NULL;
 	last = &t->plan.step[t->plan.n - 1];
 	b = t->b = &m->blocks[m->nblocks++];
