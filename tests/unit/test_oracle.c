@@ -7,7 +7,8 @@
  *   0x10000000  data, 16 pages; the upper half is the stack          both sides, the same contents
  *   0x20000000  code                                                 both sides, the same bytes
  *
- * TAKT_ORACLE_SEED=n runs one sequence and prints it; TAKT_ORACLE_COUNT=n runs that many.
+ * TAKT_ORACLE_SEED=n runs one sequence and prints it; TAKT_ORACLE_COUNT=n runs that many, from
+ * TAKT_ORACLE_FROM on.  TAKT_TEST_LONG runs millions.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -795,7 +796,8 @@ static void sequences_agree(void **state)
 {
 	const char *one = getenv("TAKT_ORACLE_SEED"), *many = getenv("TAKT_ORACLE_COUNT");
 	const char *from = getenv("TAKT_ORACLE_FROM");
-	uint64_t count = many ? strtoull(many, NULL, 0) : 4000, first = from ? strtoull(from, NULL, 0) : 1;
+	uint64_t count = many ? strtoull(many, NULL, 0) : getenv("TAKT_TEST_LONG") ? 3000000 : 8000;
+	uint64_t first = from ? strtoull(from, NULL, 0) : 1;
 	unsigned failed = 0;
 
 	(void)state;

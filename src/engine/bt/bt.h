@@ -330,7 +330,5 @@ int bt_signals_init(struct error *err);
 int bt_thread_init(struct error *err);
 void bt_thread_exit(void);
 void bt_set_gs(struct bt_vcpu *bv); /* this thread runs `bv` now */
-/* Called before takt dies of a fault of its own (restore the terminal).  Async-signal-safe. */
-extern void (*bt_fatal_hook)(void);
 
 #endif

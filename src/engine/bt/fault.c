@@ -16,6 +16,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "base/fatal.h"
 #include "engine/bt/interp.h"
 
 #define SIGNAL_STACK (64 * 1024)
@@ -27,7 +28,6 @@ static __thread void *signal_stack;
 
 static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 static struct sigaction previous[ARRAY_SIZE(signals)];
-void (*bt_fatal_hook)(void);
 
 /* Where the signal frame keeps each register. */
 static const int greg[GPR_COUNT] = {
@@ -93,17 +93,12 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 {
 	if (guest_fault(context))
 		return;
-	if (bt_fatal_hook)
-		bt_fatal_hook();
-	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
-		if (signals[i] != sig)
-			continue;
-		if ((previous[i].sa_flags & SA_SIGINFO) && previous[i].sa_sigaction) {
+	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++)
+		if (signals[i] == sig && (previous[i].sa_flags & SA_SIGINFO)) {
 			previous[i].sa_sigaction(sig, info, context);
 			return;
 		}
-	}
-	signal(sig, SIG_DFL); /* the instruction faults again and ends the process */
+	fatal_signal(sig, info, context);
 }
 
 static void install(void)
