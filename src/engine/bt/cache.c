@@ -61,6 +61,7 @@ static void code_reset(struct bt_machine *m)
 		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
 		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	}
+	bt_exit_thunk(m, FLAGS_HOST, PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
 
 int bt_cache_init(struct bt_machine *m, struct error *err)
@@ -497,8 +498,13 @@ void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 {
 	struct bt_machine *m = bv->m;
 
-	for (uint32_t i = 1; i < m->nbindings; i++)
-		if (m->binding_pool[i].guarded &&
-		    (all || m->binding_pool[i].vpage == va >> GUEST_PAGE_SHIFT))
-			check_guarded(bv, &m->binding_pool[i]);
+	if (all) {
+		for (uint32_t i = 1; i < m->nbindings; i++)
+			if (m->binding_pool[i].guarded)
+				check_guarded(bv, &m->binding_pool[i]);
+		return;
+	}
+	for (struct bt_binding *b = bt_binding_chain(m, va >> GUEST_PAGE_SHIFT); b; b = b->hash_next)
+		if (b->guarded && b->vpage == va >> GUEST_PAGE_SHIFT)
+			check_guarded(bv, b);
 }
