@@ -130,8 +130,37 @@ static void patched_loop(void)
 	}
 }
 
+/* A loop's head, in a block of its own, comes to read a flag that it did not read before.
+ *   L: mov ecx, 0 (later: sbb ecx, ecx; nops); M: add eax, ecx; dec edx via lea (keeps flags);
+ *   stc; then jmp back while edx: the flag that reaches L is the one STC set. */
+static void flag_becomes_live(void)
+{
+	static const u8 code[] = {
+	    0x31, 0xc0,                   /*  0 xor eax, eax */
+	    0xeb, 0x00,                   /*  2 jmp L */
+	    0xb9, 0x00, 0x00, 0x00, 0x00, /*  4 L: mov ecx, 0 */
+	    0x29, 0xc8,                   /*  9 sub eax, ecx */
+	    0x48, 0x8d, 0x7f, 0xff,       /* 11 lea rdi, [rdi - 1] */
+	    0x48, 0x89, 0xf9,             /* 15 mov rcx, rdi */
+	    0xe3, 0x03,                   /* 18 jrcxz out */
+	    0xf9,                         /* 20 stc */
+	    0xeb, 0xed,                   /* 21 jmp L */
+	    0xc3,                         /* 23 out: ret */
+	};
+	code_fn f = (code_fn)(u64)(area + 512);
+
+	memcpy(area + 512, code, sizeof(code));
+	for (unsigned i = 0; i < 5; i++)
+		check_eq(f(50), 0);
+	/* L: sbb ecx, ecx; nop; nop; nop: ecx = -1 whenever carry is set. */
+	memcpy(area + 512 + 4, "\x19\xc9\x90\x90\x90", 5);
+	for (unsigned i = 0; i < 5; i++)
+		check_eq(f(50), 49);
+}
+
 int main(void)
 {
+	flag_becomes_live();
 	rewritten();
 	own_block();
 	other_page();

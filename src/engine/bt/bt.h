@@ -148,6 +148,7 @@ struct bt_block {
 	uint16_t guest_len;
 	uint8_t user, pair, flags, valid;
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
+	uint8_t relied;    /* another block of the page was made on the strength of flags_in */
 	uint16_t map_count;
 	struct insn_map *map;
 	struct bt_block *hash_next, *page_next;

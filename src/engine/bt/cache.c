@@ -305,29 +305,40 @@ static void page_remove(struct bt_machine *m, struct bt_block *b)
 	*at = b->page_next;
 }
 
+/* Drops the blocks made from [gpa, end) of one page; true: others of the page relied on one. */
+static bool remove_range(struct bt_machine *m, uint64_t index, gpa_t gpa, gpa_t end)
+{
+	struct bt_block **at = &m->pages[index];
+	bool relied = false;
+
+	while (*at) {
+		struct bt_block *b = *at;
+
+		if (b->gpa >= end || gpa >= b->gpa + b->guest_len) {
+			at = &b->page_next;
+			continue;
+		}
+		*at = b->page_next;
+		relied = relied || b->relied;
+		if (!b->shadow_of) {
+			block_remove(m, b);
+		} else if (b->shadow_of->valid) {
+			page_remove(m, b->shadow_of);
+			block_remove(m, b->shadow_of);
+		}
+	}
+	return relied;
+}
+
 void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 {
 	struct bt_machine *m = data;
 	uint64_t index = ram_page_index(m->ram, gpa);
-	gpa_t end = gpa + len;
-	struct bt_block **at = &m->pages[index];
+	gpa_t page = gpa & ~(gpa_t)GUEST_PAGE_MASK;
 
 	m->stats.code_writes++;
-	while (*at) {
-		struct bt_block *b = *at;
-
-		if (b->gpa < end && gpa < b->gpa + b->guest_len) {
-			*at = b->page_next;
-			if (!b->shadow_of) {
-				block_remove(m, b);
-			} else if (b->shadow_of->valid) {
-				page_remove(m, b->shadow_of);
-				block_remove(m, b->shadow_of);
-			}
-		} else {
-			at = &b->page_next;
-		}
-	}
+	if (remove_range(m, index, gpa, gpa + len))
+		remove_range(m, index, page, page + GUEST_PAGE_SIZE);
 	if (!m->pages[index])
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 }

@@ -301,7 +301,10 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 		return RFLAGS_ARITH;
 	b = bt_block_any(t->m, target, (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK),
 	                 t->user, &count);
-	return b ? b->flags_in : RFLAGS_ARITH;
+	if (!b)
+		return RFLAGS_ARITH;
+	b->relied = 1; /* if its code changes, this block goes, too */
+	return b->flags_in;
 }
 
 static void put_direct(struct trans *t, unsigned i, uint64_t target)
