@@ -83,6 +83,9 @@ GUEST_LIB_OBJ := $(GUEST_LIB_SRC:tests/guest/lib/%=$(BUILD)/guest-tests/lib/%.o)
 GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-red-zone -mcmodel=kernel \
 	-fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -mgeneral-regs-only \
 	-O1 -g -Wall -Wextra -Wno-main -Itests/guest
+# The kernels are one segment that may be written and executed; linkers that warn of it know the option.
+GUEST_LDFLAGS = -Wl,--build-id=none \
+	$(shell $(CC) -Wl,--no-warn-rwx-segments -Wl,--version >/dev/null 2>&1 && echo -Wl,--no-warn-rwx-segments)
 
 .PHONY: all guest guest-tests unit run check check-long bench install clean format
 all: $(BUILD)/takt
@@ -133,18 +136,18 @@ $(BUILD)/guest-tests/lib/%.o: tests/guest/lib/% Makefile
 $(BUILD)/guest-tests/%: tests/guest/%.S $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
 	@mkdir -p $(@D)
 	$(say) GUEST $@
-	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
 $(BUILD)/guest-tests/%: tests/guest/%.c $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
 	@mkdir -p $(@D)
 	$(say) GUEST $@
-	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d -Wl,--build-id=none -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
 check: $(BUILD)/takt unit guest-tests guest
-	scripts/check $(BUILD)
+	BT_RUNTIME="$(BT_RUNTIME)" scripts/check $(BUILD)
 
 check-long: $(BUILD)/takt unit guest-tests guest
-	TAKT_TEST_LONG=1 scripts/check $(BUILD)
+	BT_RUNTIME="$(BT_RUNTIME)" TAKT_TEST_LONG=1 scripts/check $(BUILD)
 
 # --- guests, running, measuring ----------------------------------------------------------------
 GUEST := build/guest

@@ -6,7 +6,7 @@
  *
  * The files behind this header run while the guest's vector registers are live in the host's: they
  * are compiled without vector instructions and call nothing from libc that has any (BT_RUNTIME in
- * the Makefile; tests/unit/test_runtime_symbols checks it).
+ * the Makefile; scripts/check-runtime checks it).
  */
 #ifndef TAKT_X86_CPU_H
 #define TAKT_X86_CPU_H
