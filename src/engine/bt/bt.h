@@ -44,8 +44,18 @@ struct jump_entry {
 	uint64_t host; /* code of the block at rip in the canonical entry state */
 };
 
-#define PAGE_IDS 512
 #define FILL_LOG 512
+
+/* Where indirect jumps find their targets.  User spaces have one each; the kernel has one for all
+ * address spaces, since its code is mapped global: what is not goes when CR3 changes. */
+struct jump_cache {
+	struct jump_entry entry[JUMP_ENTRIES];
+	uint32_t fills; /* since the last reset; past FILL_LOG the log does not name them all */
+	uint16_t log[FILL_LOG];
+	bool local;     /* some entry's page is not global */
+};
+
+#define PAGE_IDS 512
 #define MAX_BINDINGS 65536u
 
 /* Where the entry for a target lies; put_indirect emits the same. */
@@ -58,12 +68,12 @@ enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
 struct bt_space {
 	struct tlb_entry tlb[TLB_ENTRIES];
-	struct jump_entry jump[JUMP_ENTRIES];
+	struct jump_cache jump; /* of a user space */
 	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
 	 * entries it touches everything. */
-	uint32_t tlb_fills, jump_fills, page_fills;
-	uint16_t tlb_log[FILL_LOG], jump_log[FILL_LOG];
+	uint32_t tlb_fills, page_fills;
+	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there */
 };
@@ -218,13 +228,14 @@ struct bt_vcpu {
 	/* reached from translated code */
 	uint64_t host_rsp;
 	uint64_t enter_pc;
+	uint16_t arith;  /* AH as LAHF gives it in the high byte, OF in the low */
+	uint16_t pad0[3];
 	uint64_t arg;    /* READ, WRITE: guest-virtual address */
 	uint64_t spill;  /* scratch of multi-access sequences */
 	struct bt_space *space;
+	struct jump_cache *jumps; /* the current one */
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
-	uint16_t arith;  /* AH as LAHF gives it in the high byte, OF in the low */
-	uint16_t pad0;
 	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
 	uint8_t irq_wait; /* an interrupt may be deliverable once IF is set */
 
@@ -241,7 +252,8 @@ struct bt_vcpu {
 	uint8_t *stubs;
 	bool redispatch; /* mappings changed: do not go on behind the interpreted instruction */
 	bool data_break; /* a data breakpoint was hit by this instruction */
-	uint8_t *spaces; /* room for every space of `sets` */
+	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
+	struct jump_cache *kernel_jumps;
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 };
 
@@ -276,7 +288,7 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err);
 void bt_space_free(struct bt_vcpu *bv);
 void bt_space_select(struct bt_vcpu *bv);                 /* sets `space` for the current state */
 int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
-void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host);
+void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global);
 void bt_space_flush_all(struct bt_vcpu *bv);              /* every entry of every space */
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);

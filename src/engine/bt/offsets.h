@@ -4,6 +4,6 @@
 
 #define BT_HOST_RSP 4928
 #define BT_ENTER_PC 4936
-#define BT_ARITH 4988
+#define BT_ARITH 4944
 
 #endif

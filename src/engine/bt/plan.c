@@ -78,7 +78,7 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 			return S_PUSH;
 		break;
 	case ZYDIS_MNEMONIC_POP:
-		if (in->opsize == 8 && in->op[0].type == OP_GPR && in->op[0].reg != GPR_RSP)
+		if (in->opsize == 8 && in->op[0].type == OP_GPR)
 			return S_POP;
 		break;
 	case ZYDIS_MNEMONIC_LEAVE:
@@ -207,6 +207,11 @@ static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, 
 #define MAX_GROUP 8
 #define MAX_SPAN 256
 
+static bool plain_pop(const struct step *s)
+{
+	return s->shape == S_POP && s->in.op[0].reg != GPR_RSP;
+}
+
 static bool plain_push(const struct step *s)
 {
 	return s->shape == S_PUSH && s->in.op[0].type == OP_GPR && s->in.op[0].reg != GPR_RSP;
@@ -218,10 +223,10 @@ static unsigned stack_run(const struct plan *p, unsigned i)
 	bool pushes = plain_push(&p->step[i]);
 	unsigned n = 0;
 
-	if (!pushes && p->step[i].shape != S_POP)
+	if (!pushes && !plain_pop(&p->step[i]))
 		return 0;
 	while (i + n < p->n && n < MAX_GROUP &&
-	       (pushes ? plain_push(&p->step[i + n]) : p->step[i + n].shape == S_POP))
+	       (pushes ? plain_push(&p->step[i + n]) : plain_pop(&p->step[i + n])))
 		n++;
 	if (!pushes && i + n < p->n && p->step[i + n].shape == S_RET)
 		n++;

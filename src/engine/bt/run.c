@@ -192,7 +192,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 /* Code for v.rip in the canonical state, or NULL: interpret or *fault. */
 static const void *look_up(struct bt_vcpu *bv, bool *fault)
 {
-	struct jump_entry *j = &bv->space->jump[jump_index(bv->v.rip)];
+	struct jump_entry *j = &bv->jumps->entry[jump_index(bv->v.rip)];
 	struct bt_binding *binding;
 	struct bt_block *b;
 
@@ -203,7 +203,7 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, fault);
 	if (!b)
 		return NULL;
-	bt_space_fill_jump(bv, bv->v.rip, b->host);
+	bt_space_fill_jump(bv, bv->v.rip, b->host, binding && binding->global);
 	return b->host;
 }
 

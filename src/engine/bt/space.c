@@ -2,8 +2,8 @@
  * nothing.
  *
  * Invariants: an entry of a space was true when it was made and nothing the guest did since (INVLPG,
- * CR3 or CR4 write, ...) asked to forget it; a jump cache entry for a page exists only while `shows`
- * has the page's binding; no write tag shows a page that holds translated code.
+ * CR3 or CR4 write, ...) asked to forget it; so with jump cache entries and
+ * `shows`; no write tag shows a page that holds translated code.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -24,20 +24,26 @@ static void jump_clear(struct bt_machine *m, struct jump_entry *j)
 	j->host = (uint64_t)m->lookup_exit;
 }
 
-static void jumps_reset(struct bt_machine *m, struct bt_space *s)
+static void jumps_reset(struct bt_machine *m, struct jump_cache *c)
 {
-	if (s->jump_fills <= FILL_LOG)
-		for (uint32_t i = 0; i < s->jump_fills; i++)
-			jump_clear(m, &s->jump[s->jump_log[i]]);
+	if (c->fills <= FILL_LOG)
+		for (uint32_t i = 0; i < c->fills; i++)
+			jump_clear(m, &c->entry[c->log[i]]);
 	else
 		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-			jump_clear(m, &s->jump[i]);
+			jump_clear(m, &c->entry[i]);
+	c->fills = 0;
+	c->local = false;
+}
+
+static void shows_reset(struct bt_machine *m, struct bt_space *s)
+{
 	if (s->page_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->page_fills; i++)
 			s->shows[s->page_log[i]] = 0;
 	else
 		x86_zero(s->shows, m->top_binding + 1);
-	s->jump_fills = s->page_fills = 0;
+	s->page_fills = 0;
 }
 
 static void space_reset(struct bt_machine *m, struct bt_space *s)
@@ -49,7 +55,8 @@ static void space_reset(struct bt_machine *m, struct bt_space *s)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			tlb_clear(s, i);
 	s->tlb_fills = 0;
-	jumps_reset(m, s);
+	jumps_reset(m, &s->jump);
+	shows_reset(m, s);
 }
 
 /* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
@@ -58,20 +65,23 @@ static unsigned log_slot(uint32_t *fills)
 	return *fills <= FILL_LOG ? (*fills)++ : FILL_LOG;
 }
 
-void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host)
+void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global)
 {
-	struct bt_space *s = bv->space;
+	struct jump_cache *c = bv->jumps;
 	unsigned index = jump_index(rip), slot;
 
-	s->jump[index] = (struct jump_entry){rip, (uint64_t)host};
-	slot = log_slot(&s->jump_fills);
+	c->entry[index] = (struct jump_entry){rip, (uint64_t)host};
+	c->local = c->local || !global;
+	slot = log_slot(&c->fills);
 	if (slot < FILL_LOG)
-		s->jump_log[slot] = (uint16_t)index;
+		c->log[slot] = (uint16_t)index;
 }
 
 /* All spaces of a vcpu are one mapping; a space costs memory once it is used. */
 #define SPACE_STRIDE ALIGN_UP(sizeof(struct bt_space), (size_t)GUEST_PAGE_SIZE)
-#define SPACES_BYTES (SPACE_STRIDE * SPACE_SETS * SPACE_KINDS)
+#define KERNEL_JUMPS_AT (SPACE_STRIDE * SPACE_SETS * SPACE_KINDS)
+#define SPACES_BYTES                                                                                \
+	(KERNEL_JUMPS_AT + ALIGN_UP(sizeof(struct jump_cache), (size_t)GUEST_PAGE_SIZE))
 
 static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enum space_kind kind)
 {
@@ -80,7 +90,8 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 
 	if (!s) {
 		s = (struct bt_space *)(bv->spaces + index * SPACE_STRIDE);
-		s->tlb_fills = s->jump_fills = s->page_fills = FILL_LOG + 1;
+		s->tlb_fills = s->page_fills = FILL_LOG + 1;
+		s->jump.fills = kind == SPACE_USER ? FILL_LOG + 1 : 0;
 		space_reset(bv->m, s);
 		set->space[kind] = s;
 	}
@@ -116,11 +127,15 @@ void bt_space_select(struct bt_vcpu *bv)
 		bv->set = set_find(bv, root);
 		bv->set->used = ++bv->stamp;
 		bv->space_kernel = NULL;
+		if (bv->kernel_jumps->local)
+			jumps_reset(bv->m, bv->kernel_jumps);
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
+		bv->jumps = &bv->space->jump;
 		return;
 	}
+	bv->jumps = bv->kernel_jumps;
 	if (unlikely(!bv->space_kernel)) {
 		bv->space_kernel = space_get(bv, bv->set, SPACE_KERNEL);
 		bv->space_kernel_ac = space_get(bv, bv->set, SPACE_KERNEL_AC);
@@ -139,6 +154,7 @@ void bt_space_flush_all(struct bt_vcpu *bv)
 
 	FOR_EACH_SPACE(bv, s)
 		space_reset(bv->m, s);
+	jumps_reset(bv->m, bv->kernel_jumps);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
@@ -155,6 +171,8 @@ void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root)
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		if (bv->sets[i].root == root)
 			set_reset(bv, &bv->sets[i]);
+	if (bv->kernel_jumps->local)
+		jumps_reset(bv->m, bv->kernel_jumps);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
@@ -164,15 +182,17 @@ void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		if ((bv->sets[i].root & CR3_PCID_MASK) == pcid)
 			set_reset(bv, &bv->sets[i]);
+	if (bv->kernel_jumps->local)
+		jumps_reset(bv->m, bv->kernel_jumps);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
 
-static void drop_page_jumps(struct bt_machine *m, struct bt_space *s, uint64_t vpage)
+static void drop_page_jumps(struct bt_machine *m, struct jump_cache *c, uint64_t vpage)
 {
-	for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-		if (s->jump[i].rip >> GUEST_PAGE_SHIFT == vpage)
-			jump_clear(m, &s->jump[i]);
+	for (unsigned i = 0; c->fills && i < JUMP_ENTRIES; i++)
+		if (c->entry[i].rip >> GUEST_PAGE_SHIFT == vpage)
+			jump_clear(m, &c->entry[i]);
 }
 
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
@@ -190,10 +210,16 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
 			s->shows[b->id] = 0;
-			drop_page_jumps(m, s, vpage);
+			drop_page_jumps(m, &s->jump, vpage);
 			bv->redispatch = true;
 		}
 	}
+	for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next)
+		if (b->vpage == vpage && !b->user) {
+			drop_page_jumps(m, bv->kernel_jumps, vpage);
+			bv->redispatch = true;
+			break;
+		}
 	bt_global_changed(bv, va, false);
 }
 
@@ -227,29 +253,45 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 					s->tlb[i].write_tag = tlb_invalid(i);
 }
 
+static void drop_jump(struct bt_machine *m, struct jump_cache *c, uint64_t rip)
+{
+	struct jump_entry *j = &c->entry[jump_index(rip)];
+
+	if (j->rip == rip)
+		jump_clear(m, j);
+}
+
 void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
 {
-	struct bt_space *s;
+	for (unsigned n = 0; n < m->nvcpus; n++) {
+		struct bt_vcpu *bv = m->vcpus[n];
 
-	for (unsigned n = 0; n < m->nvcpus; n++)
-		FOR_EACH_SPACE(m->vcpus[n], s) {
-			struct jump_entry *j = &s->jump[jump_index(rip)];
-
-			if (j->rip == rip)
-				jump_clear(m, j);
-		}
+		drop_jump(m, bv->kernel_jumps, rip);
+		for (unsigned i = 0; i < SPACE_SETS; i++)
+			if (bv->sets[i].space[SPACE_USER])
+				drop_jump(m, &bv->sets[i].space[SPACE_USER]->jump, rip);
+	}
 }
 
 void bt_space_forget_code(struct bt_machine *m)
 {
 	struct bt_space *s;
 
-	for (unsigned n = 0; n < m->nvcpus; n++)
-		FOR_EACH_SPACE(m->vcpus[n], s) {
-			/* Also the entries that hold nothing: their way out has moved. */
-			s->jump_fills = s->page_fills = FILL_LOG + 1;
-			jumps_reset(m, s);
+	/* Also the entries that hold nothing: their way out has moved. */
+	for (unsigned n = 0; n < m->nvcpus; n++) {
+		struct bt_vcpu *bv = m->vcpus[n];
+
+		bv->kernel_jumps->fills = FILL_LOG + 1;
+		jumps_reset(m, bv->kernel_jumps);
+		FOR_EACH_SPACE(bv, s) {
+			if (s_k == SPACE_USER) {
+				s->jump.fills = FILL_LOG + 1;
+				jumps_reset(m, &s->jump);
+			}
+			s->page_fills = FILL_LOG + 1;
+			shows_reset(m, s);
 		}
+	}
 }
 
 /* Fills the entry for `va`.  0: inline accesses of this kind work now; 1: they must go the long way
@@ -294,6 +336,9 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 	                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bv->spaces == MAP_FAILED)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
+	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
+	bv->kernel_jumps->fills = FILL_LOG + 1;
+	jumps_reset(bv->m, bv->kernel_jumps);
 	return 0;
 }
 

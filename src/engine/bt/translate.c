@@ -342,13 +342,13 @@ static void put_indirect(struct trans *t)
 	e8(e, 0xc1);
 	e8(e, 0xe3);
 	e8(e, 4);
-	e_add_gs(e, GPR_R11, GS_OFFSET(space));
-	e_mem(e, 0x3b, GPR_R10, GPR_R11, GPR_NONE, 1, offsetof(struct bt_space, jump), true);
+	e_add_gs(e, GPR_R11, GS_OFFSET(jumps));
+	e_mem(e, 0x3b, GPR_R10, GPR_R11, GPR_NONE, 1, 0, true);
 	e_jcc(e, CC_NE, t->m->lookup_exit);
-	e8(e, 0x41); /* jmp [r11 + jump.host] */
+	e8(e, 0x41); /* jmp [r11 + host] */
 	e8(e, 0xff);
-	e8(e, 0xa3);
-	e32(e, offsetof(struct bt_space, jump) + offsetof(struct jump_entry, host));
+	e8(e, 0x63);
+	e8(e, offsetof(struct jump_entry, host));
 }
 
 _Static_assert(sizeof(struct jump_entry) == 16, "put_indirect shifts by 4");
@@ -519,7 +519,8 @@ static void put_pop(struct trans *t, unsigned i)
 	retry = e->p;
 	site = put_stack_check(t, i, 0, false, retry);
 	e_load(e, t->plan.step[i].in.op[0].reg, t0_of(t), 0);
-	e_lea(e, GPR_RSP, GPR_RSP, 8);
+	if (t->plan.step[i].in.op[0].reg != GPR_RSP)
+		e_lea(e, GPR_RSP, GPR_RSP, 8);
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
 
