@@ -60,6 +60,11 @@ static inline bool x86_canonical(const struct vcpu *v, gva_t va)
 
 	return ((int64_t)(va << shift) >> shift) == (int64_t)va;
 }
+/* Misaligned data accesses raise #AC (SDM 3A, 6.15). */
+static inline bool x86_alignment_checked(const struct vcpu *v)
+{
+	return (v->rflags & RFLAGS_AC) && (v->cr0 & CR0_AM) && x86_cpl(v) == 3;
+}
 /* ACC_USER for CPL 3, else 0. */
 static inline unsigned x86_access_user(const struct vcpu *v)
 {
@@ -68,6 +73,16 @@ static inline unsigned x86_access_user(const struct vcpu *v)
 
 int x86_fault(struct vcpu *v, unsigned vector);                      /* without error code */
 int x86_fault_code(struct vcpu *v, unsigned vector, uint32_t error); /* with one */
+
+/* #AC for a misaligned access of 2, 4 or 8 bytes where alignment is checked. */
+static inline int x86_check_alignment(struct vcpu *v, gva_t la, unsigned size)
+{
+	if (likely(!(v->rflags & RFLAGS_AC)) || !x86_alignment_checked(v))
+		return 0;
+	if ((size == 2 || size == 4 || size == 8) && (la & (size - 1)))
+		return x86_fault_code(v, VEC_AC, 0);
+	return 0;
+}
 
 /* Translates a linear address; sets accessed and, for writes, dirty bits.  SDM 3A, chapter 4. */
 int x86_walk(struct vcpu *v, gva_t la, unsigned access, struct page_walk *out);

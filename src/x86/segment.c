@@ -438,7 +438,8 @@ int x86_push(struct vcpu *v, unsigned size, uint64_t value)
 
 	if (x86_code64(v) && !x86_canonical(v, sp))
 		return x86_fault_code(v, VEC_SS, 0);
-	if (x86_write_uint(v, stack_linear(v, sp), size, ACC_WRITE | x86_access_user(v), value))
+	if (x86_check_alignment(v, stack_linear(v, sp), size) ||
+	    x86_write_uint(v, stack_linear(v, sp), size, ACC_WRITE | x86_access_user(v), value))
 		return X86_FAULT;
 	v->regs[GPR_RSP] = (v->regs[GPR_RSP] & ~mask) | sp;
 	return 0;
@@ -450,7 +451,8 @@ int x86_pop(struct vcpu *v, unsigned size, uint64_t *value)
 
 	if (x86_code64(v) && !x86_canonical(v, sp))
 		return x86_fault_code(v, VEC_SS, 0);
-	if (x86_read_uint(v, stack_linear(v, sp), size, ACC_READ | x86_access_user(v), value))
+	if (x86_check_alignment(v, stack_linear(v, sp), size) ||
+	    x86_read_uint(v, stack_linear(v, sp), size, ACC_READ | x86_access_user(v), value))
 		return X86_FAULT;
 	v->regs[GPR_RSP] = (v->regs[GPR_RSP] & ~mask) | ((sp + size) & mask);
 	return 0;

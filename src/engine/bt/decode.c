@@ -205,6 +205,54 @@ static void note_memory(struct insn *in, const ZydisDecodedOperand *op)
 	in->mem_write = !!(op->actions & (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE));
 }
 
+static bool is_plain_move(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_VMOVAPS:
+	case ZYDIS_MNEMONIC_VMOVAPD:
+	case ZYDIS_MNEMONIC_VMOVUPS:
+	case ZYDIS_MNEMONIC_VMOVUPD:
+	case ZYDIS_MNEMONIC_VMOVSS:
+	case ZYDIS_MNEMONIC_VMOVSD:
+	case ZYDIS_MNEMONIC_VMOVDQA32:
+	case ZYDIS_MNEMONIC_VMOVDQA64:
+	case ZYDIS_MNEMONIC_VMOVDQU8:
+	case ZYDIS_MNEMONIC_VMOVDQU16:
+	case ZYDIS_MNEMONIC_VMOVDQU32:
+	case ZYDIS_MNEMONIC_VMOVDQU64: return true;
+	default: return false;
+	}
+}
+
+/* After note_memory: what masks the operand. */
+static void note_mask(struct insn *in, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op)
+{
+	if (in->agen || in->vsib)
+		return;
+	switch (zi->mnemonic) {
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+		in->mask_kind = MASK_SIGN;
+		in->mask_elem = 4;
+		return;
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		in->mask_kind = MASK_SIGN;
+		in->mask_elem = 8;
+		return;
+	default: break;
+	}
+	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !zi->raw.evex.aaa || in->mem_size > 64 ||
+	    op->element_size < 8)
+		return;
+	/* Elsewhere the mask is of the destination, whose elements need not be the operand's. */
+	if (zi->meta.category == ZYDIS_CATEGORY_COMPRESS || zi->meta.category == ZYDIS_CATEGORY_EXPAND)
+		in->mask_kind = MASK_PACKED;
+	else if (in->mem_write || is_plain_move(zi->mnemonic))
+		in->mask_kind = MASK_OPMASK;
+	in->mask_elem = (uint8_t)(op->element_size / 8);
+}
+
 static void note_register(struct insn *in, const ZydisDecodedOperand *op)
 {
 	ZydisRegister r = op->reg.value;
@@ -439,9 +487,10 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 				in->gpr_addr |= 1u << b;
 			if (x < GPR_NONE)
 				in->gpr_addr |= 1u << x;
-			if (op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+			if (op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
 				note_memory(in, op);
-			else if (op->mem.segment != ZYDIS_REGISTER_ES && op->mem.segment != ZYDIS_REGISTER_SS)
+				note_mask(in, &zi, op);
+			} else if (op->mem.segment != ZYDIS_REGISTER_ES && op->mem.segment != ZYDIS_REGISTER_SS)
 				in->string_seg = (uint8_t)segment_number(op->mem.segment);
 		}
 	}

@@ -85,7 +85,7 @@ static bool is_far(const struct insn *in)
 int bt_do_call_or_jump(struct bt_vcpu *bv, const struct insn *in, bool call)
 {
 	struct vcpu *v = &bv->v;
-	uint64_t next = v->rip + in->len, target, selector, rip = v->rip;
+	uint64_t next = v->rip + in->len, target, selector, rsp = v->regs[GPR_RSP];
 
 	if (is_far(in)) {
 		if (far_operand(bv, in, &target, &selector))
@@ -97,10 +97,10 @@ int bt_do_call_or_jump(struct bt_vcpu *bv, const struct insn *in, bool call)
 		target = next + in->imm;
 	else if (bt_op_read(bv, in, 0, in->opsize, &target))
 		return X86_FAULT;
-	if (jump_to(bv, in, target))
+	if (call && x86_push(v, in->opsize, next))
 		return X86_FAULT;
-	if (call && x86_push(v, in->opsize, next)) {
-		v->rip = rip;
+	if (jump_to(bv, in, target)) {
+		v->regs[GPR_RSP] = rsp;
 		return X86_FAULT;
 	}
 	return 0;

@@ -24,6 +24,14 @@ enum insn_vec { VECTOR_NONE, VECTOR_X87, VECTOR_MMX, VECTOR_SSE, VECTOR_AVX, VEC
 /* Specials that one function handles. */
 enum insn_group { INSN_GROUP_NONE, INSN_GROUP_STRING, INSN_GROUP_XSTATE };
 
+/* Masked vector accesses touch, and fault on, only what their mask selects. */
+enum insn_mask {
+	MASK_NONE,
+	MASK_OPMASK, /* element i by bit i of the opmask */
+	MASK_PACKED, /* as many elements as the opmask has bits: compress, expand */
+	MASK_SIGN,   /* by the elements' signs in a vector: VMASKMOV, VPMASKMOV */
+};
+
 enum insn_op { OP_NONE, OP_GPR, OP_SEG, OP_CR, OP_DR, OP_MEM, OP_IMM, OP_FAR, OP_VEC, OP_OTHER };
 
 #define GPR_NONE 16
@@ -49,6 +57,8 @@ struct insn {
 	uint8_t mem_read, mem_write;
 	uint8_t agen;   /* LEA: address only */
 	uint8_t bitmem; /* BT family with register offset: the bit may lie outside the operand */
+	uint8_t mask_kind;  /* enum insn_mask: which elements of the operand are accessed */
+	uint8_t mask_elem;  /* bytes of an element */
 	uint8_t vsib;       /* gathers, scatters: the index vector */
 	uint8_t string_seg; /* hidden operands: segment of the source, prefixes applied */
 	uint16_t mem_size;

@@ -15,6 +15,8 @@
 int bt_interp_string(struct bt_vcpu *bv, const struct insn *in);
 /* vector.c: gathers, scatters, masked moves to memory. */
 int bt_interp_vector(struct bt_vcpu *bv, const struct insn *in);
+/* Which bytes of a masked memory operand (at most 64) the instruction accesses. */
+uint64_t bt_active_bytes(struct bt_vcpu *bv, const struct insn *in);
 
 static inline uint64_t bt_size_mask(unsigned size)
 {

@@ -67,6 +67,54 @@ static int run_stub(struct bt_vcpu *bv, struct icache_entry *e)
 	return x86_fault(v, bv->trap);
 }
 
+/* The length of the run of set bits at `at`; *at is moved to its start.  0: no more. */
+static unsigned next_run(uint64_t bits, unsigned *at)
+{
+	unsigned n = 0;
+
+	while (*at < 64 && !(bits >> *at & 1))
+		++*at;
+	while (*at + n < 64 && (bits >> (*at + n) & 1))
+		n++;
+	return n;
+}
+
+/* A masked vector access: only the bytes that the mask selects are read, written, and may fault. */
+static int masked_memory(struct bt_vcpu *bv, struct icache_entry *e, gva_t la)
+{
+	const struct insn *in = &e->in;
+	struct vcpu *v = &bv->v;
+	unsigned user = x86_access_user(v), kind = in->mem_write ? ACC_WRITE : ACC_READ, n;
+	uint64_t active = bt_active_bytes(bv, in), saved;
+	uint8_t *p = bv->bounce + (la & 63);
+	struct page_walk walk;
+	int rc;
+
+	x86_zero(p, in->mem_size);
+	for (unsigned at = 0; (n = next_run(active, &at)); at += n) {
+		/* The page border may lie in the run: both its ends, before anything is done. */
+		if (x86_walk(v, la + at, kind | user, &walk) ||
+		    x86_walk(v, ((la + at) ^ (la + at + n - 1)) & ~(gva_t)GUEST_PAGE_MASK
+		                    ? (la + at + n - 1) & ~(gva_t)GUEST_PAGE_MASK
+		                    : la + at,
+		             kind | user, &walk))
+			return X86_FAULT;
+		if (in->mem_read && x86_read(v, la + at, p + at, n, ACC_READ | user))
+			return X86_FAULT;
+	}
+	need_stub(bv, e);
+	saved = v->regs[e->stub_base];
+	v->regs[e->stub_base] = (uint64_t)p;
+	rc = run_stub(bv, e);
+	v->regs[e->stub_base] = saved;
+	if (rc || !in->mem_write)
+		return rc;
+	for (unsigned at = 0; (n = next_run(active, &at)); at += n)
+		if (x86_write(v, la + at, p + at, n, ACC_WRITE | user))
+			return X86_FAULT;
+	return 0;
+}
+
 static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 {
 	struct vcpu *v = &bv->v;
@@ -97,6 +145,8 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 	if (bt_mem_linear(v, in->mem_seg, offset, size, in->mem_write, &la))
 		return X86_FAULT;
 	bt_watch(bv, la, size, in->mem_write);
+	if (in->mask_kind)
+		return masked_memory(bv, e, la);
 	if (x86_walk(v, la, access, &walk))
 		return X86_FAULT;
 	bounce = (la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE;
@@ -112,10 +162,8 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 		    x86_walk(v, (la + size - 1) & ~(gva_t)GUEST_PAGE_MASK, access, &last))
 			return X86_FAULT;
 		p = bv->bounce + (la & 63);
-		if (in->mem_read || in->vec >= VECTOR_AVX) {
-			if (x86_read(v, la, p, size, ACC_READ | x86_access_user(v)))
-				return X86_FAULT;
-		}
+		if (in->mem_read && x86_read(v, la, p, size, ACC_READ | x86_access_user(v)))
+			return X86_FAULT;
 		bv->m->stats.page_crossings++;
 	}
 	need_stub(bv, e);

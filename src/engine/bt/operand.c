@@ -25,7 +25,7 @@ int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, 
 		*la = offset + (seg >= SEG_FS ? s->base : 0);
 		if (!x86_canonical(v, *la) || (size && !x86_canonical(v, *la + size - 1)))
 			return x86_fault_code(v, vector, 0);
-		return 0;
+		return x86_check_alignment(v, *la, size);
 	}
 	if (x86_protected(v)) {
 		if (s->attr & SEG_UNUSABLE)
@@ -44,7 +44,7 @@ int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, 
 		return x86_fault_code(v, vector, 0);
 	}
 	*la = (uint32_t)(s->base + offset);
-	return 0;
+	return x86_check_alignment(v, *la, size);
 }
 
 /* Data breakpoints (SDM 3B, 18.2): noted here, raised after the instruction. */

@@ -101,7 +101,7 @@ static bool interpret(struct bt_vcpu *bv, int *rc)
 	/* What it wrote to the platform may have made an interrupt deliverable. */
 	if (!bv->vec_live)
 		bv->irq_wait = 1;
-	return *rc != 0 || v->irq_shadow || (v->rflags & RFLAGS_TF) || bv->redispatch ||
+	return *rc != 0 || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) || bv->redispatch ||
 	       (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
 	       atomic_load_explicit(&v->attention, memory_order_relaxed);
 }
@@ -283,11 +283,11 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			v->rip = b->rip + site.guest_off;
 			m->stats.tlb_misses++;
 			if ((bv->arg & GUEST_PAGE_MASK) + site.size <= GUEST_PAGE_SIZE) {
+				/* What faults here is for the interpreter to judge: a merged check may fail where
+				 * its first access does not, a mask may leave out the page that is missing. */
 				rc = bt_space_fill(bv, bv->arg, site.kind == SITE_WRITE);
-				if (rc == X86_FAULT && !site.merged) {
+				if (rc == X86_FAULT)
 					m->stats.faults++;
-					return x86_deliver_fault(v);
-				}
 				if (rc == 0 && !site.no_retry) {
 					pc = m->code + site.host_off;
 					continue;
@@ -332,7 +332,7 @@ static int run_once(struct bt_vcpu *bv)
 			bt_cache_flush(bv->m);
 		}
 	}
-	if (v->irq_shadow || (v->rflags & RFLAGS_TF) || (v->dr7 & 0xff) || !x86_code64(v)) {
+	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) || (v->dr7 & 0xff) || !x86_code64(v)) {
 		interpret(bv, &rc);
 		return rc;
 	}
@@ -370,9 +370,12 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 
 	bv->redispatch = true;
 	bv->irq_wait = 1;
-	for (;;) {
-		if (unlikely(atomic_load_explicit(&v->attention, memory_order_relaxed)) &&
-		    attend(bv, &reason))
+	for (bool ran = false;; ran = true) {
+		uint32_t bits = atomic_load_explicit(&v->attention, memory_order_relaxed);
+
+		/* A slice that is over before it began still makes a step, else a guest that asks for
+		 * interrupts faster than slices begin would never get anywhere. */
+		if (unlikely(bits && (ran || bits != ATTENTION_SLICE)) && attend(bv, &reason))
 			break;
 		if (!v->irq_shadow)
 			rc = deliver_pending(bv);

@@ -104,6 +104,34 @@ static int gather_scatter(struct bt_vcpu *bv, const struct insn *in, bool scatte
 	return 0;
 }
 
+uint64_t bt_active_bytes(struct bt_vcpu *bv, const struct insn *in)
+{
+	const uint8_t *prefix = in->bytes + in->opcode_off;
+	unsigned elem = in->mask_elem, n = in->mem_size / elem;
+	uint64_t bytes = elem >= 8 ? 0xff : (1ull << elem) - 1, selected = 0, active = 0;
+
+	bt_world(bv);
+	if (in->mask_kind == MASK_SIGN) {
+		unsigned reg = ~(unsigned)prefix[2] >> 3 & 15;
+
+		for (unsigned i = 0; i < n; i++)
+			selected |= (uint64_t)(*vec_byte(bv, reg, i * elem + elem - 1) >> 7) << i;
+	} else {
+		selected = *opmask(bv, prefix[3] & 7);
+		if (n < 64)
+			selected &= (1ull << n) - 1;
+		if (in->mask_kind == MASK_PACKED) {
+			unsigned count = (unsigned)__builtin_popcountll(selected);
+
+			selected = count >= 64 ? ~0ull : (1ull << count) - 1;
+		}
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (selected >> i & 1)
+			active |= bytes << (i * elem);
+	return active;
+}
+
 static int masked_store(struct bt_vcpu *bv, const struct insn *in)
 {
 	struct vcpu *v = &bv->v;
