@@ -106,15 +106,44 @@ static uint8_t pop_rx(struct uart *u)
 		return 0;
 	byte = u->rx[u->rx_head];
 	u->rx_head = (u->rx_head + 1) % UART_FIFO;
-	if (--u->rx_count == 0)
+	if (--u->rx_count == 0) {
 		u->lsr &= ~LSR_DATA;
+		u->rx_looped = 0;
+	}
 	return byte;
+}
+
+static void clear_rx(struct uart *u)
+{
+	uint8_t bytes[UART_FIFO];
+	unsigned n = u->rx_looped ? 0 : u->rx_count;
+
+	for (unsigned i = 0; i < n; i++)
+		bytes[i] = u->rx[(u->rx_head + i) % UART_FIFO];
+	u->rx_head = u->rx_count = u->rx_looped = 0;
+	u->lsr &= ~LSR_DATA;
+	if (n && u->unread) {
+		u->unread(u->data, bytes, n);
+		u->wants_room = true;
+	}
+}
+
+/* How many bytes from the line may go into the FIFO now. */
+static unsigned line_room(const struct uart *u)
+{
+	if (u->mcr & MCR_LOOP) /* the line is disconnected */
+		return 0;
+	if (!(u->ier & IER_RX))
+		return u->polls >= UART_POLLS && !u->rx_count;
+	if (u->uses_rts && !(u->mcr & MCR_RTS))
+		return 0;
+	return capacity(u) - MIN(u->rx_count, capacity(u));
 }
 
 /* Once the FIFO has run empty, so that the line delivers whole FIFOs. */
 static void offer_room(struct uart *u)
 {
-	if (u->wants_room && !u->rx_count) {
+	if (u->wants_room && !u->rx_count && line_room(u)) {
 		u->wants_room = false;
 		if (u->room)
 			u->room(u->data);
@@ -125,7 +154,10 @@ static void transmit(struct uart *u, uint8_t byte)
 {
 	bool polled = !(u->ier & IER_TX);
 
+	if (u->polls < UART_POLLS)
+		u->polls = 0; /* LSR was read for the sake of this byte */
 	if (u->mcr & MCR_LOOP) {
+		u->rx_looped = 1;
 		push_rx(u, byte);
 	} else {
 		if (u->out_count == UART_OUT || (u->out_count && polled != u->out_polled))
@@ -159,6 +191,8 @@ static void mcr_write(struct uart *u, uint8_t value)
 	uint8_t before = u->msr & ~MSR_DELTAS, after, changed;
 
 	u->mcr = value & 0x1f;
+	if ((u->mcr & (MCR_RTS | MCR_LOOP)) == MCR_RTS)
+		u->uses_rts = 1;
 	after = modem_lines(u);
 	changed = before ^ after;
 	changed &= (uint8_t) ~(after & MSR_RI); /* RI: the trailing edge only */
@@ -169,10 +203,8 @@ static void fcr_write(struct uart *u, uint8_t value)
 {
 	if ((value ^ u->fcr) & FCR_ENABLE)
 		value |= FCR_CLEAR_RX | FCR_CLEAR_TX;
-	if (value & FCR_CLEAR_RX) {
-		u->rx_head = u->rx_count = 0;
-		u->lsr &= ~LSR_DATA;
-	}
+	if (value & FCR_CLEAR_RX)
+		clear_rx(u);
 	if (value & FCR_CLEAR_TX)
 		u->thr_empty = 1;
 	u->fcr = value & FCR_ENABLE ? value & FCR_KEPT : 0;
@@ -185,6 +217,16 @@ static uint8_t iir_read(struct uart *u)
 	if (iir == IIR_TX)
 		u->thr_empty = 0;
 	return iir | (fifo_on(u) ? IIR_FIFO : 0);
+}
+
+static uint8_t lsr_read(struct uart *u)
+{
+	uint8_t lsr = u->lsr;
+
+	u->lsr &= ~LSR_ERRORS;
+	if (!(lsr & LSR_DATA) && !(u->ier & IER_RX) && u->polls < UART_POLLS)
+		u->polls++;
+	return lsr;
 }
 
 uint8_t uart_read(struct uart *u, unsigned reg)
@@ -208,8 +250,7 @@ uint8_t uart_read(struct uart *u, unsigned reg)
 		value = u->mcr;
 		break;
 	case REG_LSR:
-		value = u->lsr;
-		u->lsr &= ~LSR_ERRORS;
+		value = lsr_read(u);
 		break;
 	case REG_MSR:
 		value = u->msr;
@@ -226,6 +267,8 @@ uint8_t uart_read(struct uart *u, unsigned reg)
 
 void uart_write(struct uart *u, unsigned reg, uint8_t value)
 {
+	if (reg != REG_DATA && reg != REG_SCR)
+		u->polls = 0; /* another driver, perhaps */
 	switch (reg) {
 	case REG_DATA:
 		if (u->lcr & LCR_DLAB)
@@ -262,11 +305,10 @@ void uart_write(struct uart *u, unsigned reg, uint8_t value)
 
 size_t uart_receive(struct uart *u, const uint8_t *buf, size_t len)
 {
-	size_t n = 0;
+	size_t n = MIN(len, (size_t)line_room(u));
 
-	/* In loopback the line is disconnected: its bytes wait. */
-	while (n < len && !(u->mcr & MCR_LOOP) && u->rx_count < capacity(u))
-		push_rx(u, buf[n++]);
+	for (size_t i = 0; i < n; i++)
+		push_rx(u, buf[i]);
 	if (n < len)
 		u->wants_room = true;
 	update(u);
@@ -282,8 +324,9 @@ void uart_reset(struct uart *u)
 	u->lsr = LSR_THR_EMPTY | LSR_IDLE;
 	u->msr = MSR_CTS | MSR_DSR | MSR_DCD;
 	u->thr_empty = 0;
-	u->rx_head = u->rx_count = 0;
-	u->wants_room = false;
+	u->rx_head = u->rx_count = u->rx_looped = 0;
+	u->uses_rts = u->polls = 0;
+	u->wants_room = true; /* bytes may wait since before */
 	irq_line_set(&u->irq, false);
 }
 
@@ -300,7 +343,7 @@ static int uart_loaded(void *object, struct error *err)
 		return error_set(err, EINVAL, "saved UART FIFO of %u bytes at %u is malformed",
 				 u->rx_count, u->rx_head);
 	u->out_count = 0;
-	u->wants_room = false;
+	u->wants_room = true;
 	return 0;
 }
 
@@ -309,7 +352,8 @@ static const struct state_field uart_fields[] = {
     STATE_U8(struct uart, mcr),       STATE_U8(struct uart, lsr),   STATE_U8(struct uart, msr),
     STATE_U8(struct uart, scr),       STATE_U8(struct uart, dll),   STATE_U8(struct uart, dlm),
     STATE_U8(struct uart, thr_empty), STATE_BYTES(struct uart, rx), STATE_U8(struct uart, rx_head),
-    STATE_U8(struct uart, rx_count),
+    STATE_U8(struct uart, rx_count),  STATE_U8(struct uart, rx_looped),
+    STATE_U8(struct uart, uses_rts),  STATE_U8(struct uart, polls),
 };
 
 const struct state_table uart_state_table = {

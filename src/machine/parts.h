@@ -38,13 +38,14 @@ struct machine_shape {
 	uint32_t vcpus;
 };
 
-/* Input for the UART that its FIFO has no room for. */
+/* Input for the UART that the guest is not ready for. */
 struct console_queue {
 	pthread_mutex_t lock; /* any thread puts, the worker takes */
-	uint8_t bytes[CONSOLE_QUEUE];
+	uint8_t bytes[CONSOLE_QUEUE + UART_FIFO]; /* a ring; the rest is for what the UART gives back */
 	unsigned head, count;
 	bool refused; /* machine_console_input() took less than it was given */
 	struct work work;
+	struct timer pace;
 };
 
 /* The output line under way, to recognize a panic. */

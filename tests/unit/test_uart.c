@@ -20,6 +20,8 @@ struct bench {
 	char out[4096];
 	size_t out_len;
 	unsigned polled, unpolled, rooms;
+	uint8_t back[UART_FIFO];
+	size_t back_len;
 };
 
 static void on_line(void *data, unsigned pin, bool level)
@@ -49,6 +51,15 @@ static void on_room(void *data)
 	((struct bench *)data)->rooms++;
 }
 
+static void on_unread(void *data, const uint8_t *buf, size_t len)
+{
+	struct bench *b = data;
+
+	assert_true(len && len <= UART_FIFO);
+	memcpy(b->back, buf, len);
+	b->back_len = len;
+}
+
 static int setup(void **state)
 {
 	struct bench *b = calloc(1, sizeof(*b));
@@ -56,6 +67,7 @@ static int setup(void **state)
 	b->uart.irq = (struct irq_line){on_line, b, UART_IRQ};
 	b->uart.tx = on_tx;
 	b->uart.room = on_room;
+	b->uart.unread = on_unread;
 	b->uart.data = b;
 	uart_reset(&b->uart);
 	uart_write(&b->uart, MCR, 0x0b); /* DTR, RTS, OUT2: interrupts reach the pin */
@@ -107,6 +119,9 @@ static void input_fills_the_fifo_and_waits(void **state)
 
 	for (unsigned i = 0; i < sizeof(bytes); i++)
 		bytes[i] = (uint8_t)i;
+	b->rooms = 0;
+	uart_write(&b->uart, IER, 1);
+	b->rooms = 0;
 	assert_int_equal(uart_receive(&b->uart, bytes, 3), 1); /* no FIFO: one byte */
 	assert_int_equal(uart_read(&b->uart, DATA), 0);
 	assert_int_equal(b->rooms, 1);
@@ -119,10 +134,104 @@ static void input_fills_the_fifo_and_waits(void **state)
 	}
 	assert_int_equal(b->rooms, 2);
 	assert_int_equal(uart_read(&b->uart, LSR) & 1, 0);
-	assert_int_equal(uart_receive(&b->uart, bytes, 16), 16);
-	uart_write(&b->uart, IIR, 3); /* clear */
-	assert_int_equal(uart_read(&b->uart, LSR) & 1, 0);
+}
+
+static void input_waits_until_the_guest_listens(void **state)
+{
+	struct bench *b = *state;
+	uint8_t bytes[40] = {0};
+
+	uart_write(&b->uart, IIR, 1);
+	b->rooms = 0;
+	assert_int_equal(uart_receive(&b->uart, bytes, 40), 0);
+	for (int i = 0; i < 10; i++) { /* Linux printing: it reads LSR, but not for input */
+		uart_read(&b->uart, LSR);
+		uart_read(&b->uart, LSR);
+		uart_read(&b->uart, LSR);
+		uart_read(&b->uart, LSR);
+		uart_write(&b->uart, DATA, 'x');
+	}
+	assert_int_equal(b->rooms, 0);
+	uart_write(&b->uart, IER, 1);
+	assert_int_equal(b->rooms, 1);
+	assert_int_equal(uart_receive(&b->uart, bytes, 40), 16);
+	uart_write(&b->uart, IER, 0); /* what is there may be read */
+	for (int i = 0; i < 16; i++) {
+		assert_int_equal(uart_read(&b->uart, LSR) & 1, 1);
+		uart_read(&b->uart, DATA);
+	}
+	assert_int_equal(b->rooms, 1);
+}
+
+static void rts_holds_input_back_once_it_was_raised(void **state)
+{
+	struct bench *b = *state;
+	uint8_t bytes[40] = {0};
+
+	uart_write(&b->uart, IIR, 1);
+	uart_write(&b->uart, IER, 1);
+	uart_write(&b->uart, MCR, 0x09); /* without RTS */
+	b->rooms = 0;
+	assert_int_equal(uart_receive(&b->uart, bytes, 40), 0);
+	assert_int_equal(b->rooms, 0);
+	uart_write(&b->uart, MCR, 0x0b);
+	assert_int_equal(b->rooms, 1);
+	assert_int_equal(uart_receive(&b->uart, bytes, 40), 16);
+	uart_reset(&b->uart);
+	uart_write(&b->uart, MCR, 0x08); /* a guest that knows no RTS */
+	uart_write(&b->uart, IER, 1);
+	assert_int_equal(uart_receive(&b->uart, bytes, 40), 1);
+}
+
+static void a_polling_guest_gets_a_byte_at_a_time(void **state)
+{
+	struct bench *b = *state;
+	uint8_t bytes[3] = {7, 8, 9};
+
+	uart_write(&b->uart, IIR, 1);
+	b->rooms = 0;
+	assert_int_equal(uart_receive(&b->uart, bytes, 3), 0);
+	for (int i = 0; i < UART_POLLS; i++) {
+		assert_int_equal(b->rooms, 0);
+		assert_int_equal(uart_read(&b->uart, LSR) & 1, 0);
+	}
+	assert_int_equal(b->rooms, 1);
+	assert_int_equal(uart_receive(&b->uart, bytes, 3), 1);
+	assert_int_equal(uart_receive(&b->uart, bytes + 1, 2), 0);
+	assert_int_equal(uart_read(&b->uart, LSR) & 1, 1);
+	assert_int_equal(uart_read(&b->uart, DATA), 7);
 	assert_int_equal(b->rooms, 2);
+	uart_write(&b->uart, DATA, 'e'); /* its echo */
+	assert_int_equal(uart_receive(&b->uart, bytes + 1, 2), 1);
+	assert_int_equal(uart_read(&b->uart, DATA), 8);
+	uart_write(&b->uart, IER, 0); /* another driver takes over */
+	assert_int_equal(uart_receive(&b->uart, bytes + 2, 1), 0);
+}
+
+static void cleared_input_goes_back_to_the_line(void **state)
+{
+	struct bench *b = *state;
+	uint8_t bytes[3] = {1, 2, 3};
+
+	uart_write(&b->uart, IER, 1);
+	assert_int_equal(uart_receive(&b->uart, bytes, 3), 1);
+	b->rooms = 0;
+	uart_write(&b->uart, IIR, 1); /* Linux turns the FIFO on behind the interrupt */
+	assert_int_equal(b->back_len, 1);
+	assert_int_equal(b->rooms, 1);
+	assert_int_equal(uart_read(&b->uart, LSR) & 1, 0);
+	assert_int_equal(uart_receive(&b->uart, bytes, 3), 3);
+	uart_read(&b->uart, DATA);
+	uart_write(&b->uart, IIR, 3);
+	assert_int_equal(b->back_len, 2);
+	assert_memory_equal(b->back, bytes + 1, 2);
+	b->back_len = 0;
+	uart_write(&b->uart, MCR, 0x10); /* bytes of its own do not */
+	uart_write(&b->uart, DATA, 1);
+	uart_write(&b->uart, MCR, 0x0b);
+	uart_write(&b->uart, IIR, 3);
+	assert_int_equal(b->back_len, 0);
+	assert_int_equal(uart_read(&b->uart, LSR) & 1, 0);
 }
 
 static void interrupts_come_in_order_of_urgency(void **state)
@@ -251,6 +360,10 @@ int main(void)
 	    TEST(output_comes_in_bursts_and_in_order),
 	    TEST(tells_polled_from_interrupt_driven_output),
 	    TEST(input_fills_the_fifo_and_waits),
+	    TEST(input_waits_until_the_guest_listens),
+	    TEST(rts_holds_input_back_once_it_was_raised),
+	    TEST(a_polling_guest_gets_a_byte_at_a_time),
+	    TEST(cleared_input_goes_back_to_the_line),
 	    TEST(interrupts_come_in_order_of_urgency),
 	    TEST(enabling_thre_raises_it_again),
 	    TEST(out2_gates_the_interrupt),
