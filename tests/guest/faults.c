@@ -19,7 +19,7 @@ struct change {
 #define IN(r, v) {r, 1, v, v}
 #define INOUT(r, v, w) {r, 1, v, w}
 
-enum { KERNEL = 1, USER = 2, BOTH = 3, NO_FLAGS = 4, NO_MEMORY = 8, NO_RF = 16, CR2_PAGE = 32, SS_OR_GP = 64, DOWN = 128 };
+enum { KERNEL = 1, USER = 2, BOTH = 3, NO_FLAGS = 4, NO_MEMORY = 8, NO_RF = 16, CR2_PAGE = 32, DOWN = 128 };
 
 static u64 sum(void)
 {
@@ -75,9 +75,6 @@ static void expect(const char *text, int line, u64 at, unsigned before, unsigned
 		if ((got) != (want))                                                                \
 			failed(text, line, what, user, got, want);                                  \
 	} while (0)
-		/* Translated code tells no #SS from #GP where the address comes from rbp or rsp. */
-		if (how & SS_OR_GP && trap.f.vector == VEC_GP)
-			trap.f.vector = vector;
 		SAME("vector", trap.f.vector, (u64)vector);
 		if (trap.f.vector != vector) {
 			print("  rip +%u, error %x, cr2 %x\n", trap.f.rip - at, trap.f.error, trap.cr2);
@@ -492,22 +489,22 @@ static void noncanonical(void)
 	X("mov (%%rbx), %%rax", 0, VEC_GP, 0, 0, BOTH, IN(RBX, 0x8000000000000000));
 	X("mov (%%rbx), %%rax", 0, VEC_GP, 0, 0, BOTH, IN(RBX, 0xffff7ffffffffff8));
 	X("mov (%%rbx), %%rax", 0, VEC_PF, 0, -4ul, BOTH, IN(RBX, -4ul)); /* wraps, and is not there */
-	X("mov (%%rbp), %%rax", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RBP, NONCANONICAL));
-	X("mov %%rax, (%%rsp)", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL));
-	X("addq $1, 8(%%rbp)", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP | NO_FLAGS, IN(RBP, NONCANONICAL));
-	X("push %%rax", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL + 16));
-	X("pop %%rax", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL));
-	X("ret", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL));
-	X("call 1f\n1:", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL + 16));
-	X("leave", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RBP, NONCANONICAL));
-	X("enter $0, $0", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL + 16));
-	X("pushfq", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL + 16));
-	X("iretq", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RSP, NONCANONICAL));
+	X("mov (%%rbp), %%rax", 0, VEC_SS, 0, 0, BOTH, IN(RBP, NONCANONICAL));
+	X("mov %%rax, (%%rsp)", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL));
+	X("addq $1, 8(%%rbp)", 0, VEC_SS, 0, 0, BOTH | NO_FLAGS, IN(RBP, NONCANONICAL));
+	X("push %%rax", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL + 16));
+	X("pop %%rax", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL));
+	X("ret", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL));
+	X("call 1f\n1:", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL + 16));
+	X("leave", 0, VEC_SS, 0, 0, BOTH, IN(RBP, NONCANONICAL));
+	X("enter $0, $0", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL + 16));
+	X("pushfq", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL + 16));
+	X("iretq", 0, VEC_SS, 0, 0, BOTH, IN(RSP, NONCANONICAL));
 	X("lodsb", 0, VEC_GP, 0, 0, BOTH, IN(RSI, NONCANONICAL));
 	X("rep stosb", 0, VEC_GP, 0, 0, BOTH, IN(RDI, NONCANONICAL), IN(RCX, 5));
 	X("rep movsb", 0, VEC_GP, 0, 0, BOTH, IN(RSI, NONCANONICAL), IN(RDI, DATA), IN(RCX, 5));
 	X("fldl (%%rbx)", 0, VEC_GP, 0, 0, BOTH, NC);
-	X("fldl (%%rbp)", 0, VEC_SS, 0, 0, BOTH | SS_OR_GP, IN(RBP, NONCANONICAL));
+	X("fldl (%%rbp)", 0, VEC_SS, 0, 0, BOTH, IN(RBP, NONCANONICAL));
 	
 }
 

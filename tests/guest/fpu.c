@@ -246,7 +246,7 @@ static void interrupted(void)
 	memset(pages[0], 0, 4096);
 	wrmsr(X2(APIC_TIMER_DIVIDE), 0xb);
 	wrmsr(X2(APIC_LVT_TIMER), TIMER_PERIODIC | 0x45);
-	wrmsr(X2(APIC_TIMER_INITIAL), 300000);
+	wrmsr(X2(APIC_TIMER_INITIAL), 30000);
 	load_ymm(9);
 	__asm__ volatile("fninit; fld1; fldz; sti");
 	while (ticks < 100)
@@ -341,6 +341,39 @@ static void masked(void)
 	go(CODE(".byte 0xc4, 0xe2, 0x75, 0x90, 0x04, 0x8b") /* vpgatherdd ymm0, [rbx + ymm1 * 4], ymm1 */, regs, 2, false);
 	check_eq(trap.f.vector, VEC_UD);
 
+	/* VMASKMOV over the edge: no fault where the mask is clear. */
+	load_ymm(21);
+	for (unsigned i = 0; i < 8; i++)
+		mask[i] = i < 4 ? 0x80000000 : 0;
+	__asm__ volatile("vmovups (%0), %%ymm2" : : "r"(ymm[2]) : "memory");
+	regs[RBX] = (u64)last - 16;
+	go(CODE("vmaskmovps %%ymm3, %%ymm2, (%%rbx)"), regs, 2, false);
+	check_eq(trap.f.vector, END);
+	check(same(last - 16, ymm[3], 16));
+	go(CODE("vmaskmovps (%%rbx), %%ymm2, %%ymm4"), regs, 2, true);
+	check_eq(trap.f.vector, END);
+	memcpy(ymm[4], ymm[3], 16);
+	memset(ymm[4] + 16, 0, 16);
+	CHECK_YMM();
+	go(CODE("vpmaskmovd %%ymm3, %%ymm2, (%%rbx)"), regs, 2, false);
+	check_eq(trap.f.vector, END);
+	regs[RBX] = (u64)last - 12;
+	at = CODE("vpmaskmovq %%ymm3, %%ymm2, 4(%%rbx)"); /* the mask's second quadword is clear on top */
+	go(CODE("vmaskmovps %%ymm3, %%ymm2, (%%rbx)"), regs, 2, false);
+	check_eq(trap.f.vector, VEC_PF);
+	check_eq(trap.cr2, VA + 4096);
+	check_eq(trap.f.error, 2);
+	/* All clear: any address will do. */
+	memset(ymm[2], 0, 32);
+	__asm__ volatile("vxorps %ymm2, %ymm2, %ymm2");
+	regs[RBX] = (u64)last + 64;
+	go(CODE("vmaskmovps %%ymm3, %%ymm2, (%%rbx)"), regs, 2, false);
+	check_eq(trap.f.vector, END);
+	go(CODE("vmaskmovpd (%%rbx), %%ymm2, %%ymm5"), regs, 2, false);
+	check_eq(trap.f.vector, END);
+	memset(ymm[5], 0, 32);
+	CHECK_YMM();
+
 	load_ymm(21);
 
 	/* MASKMOVDQU. */
@@ -361,8 +394,14 @@ static void masked(void)
 
 	if (!wide)
 		return;
-	/* AVX-512: a scatter that faults. */
+	/* AVX-512: a masked store and load over the edge, a scatter that faults. */
 	__asm__ volatile("kmovw %0, %%k1; vpbroadcastd %0, %%zmm6" : : "r"(0xff));
+	regs[RBX] = (u64)last - 32;
+	go(CODE("vmovdqu32 %%zmm6, (%%rbx)%{%%k1%}"), regs, 2, false);
+	check_eq(trap.f.vector, END);
+	check_eq(*(u32 *)(last - 4), 0xff);
+	go(CODE("vmovdqu32 (%%rbx), %%zmm7%{%%k1%}%{z%}"), regs, 2, false);
+	check_eq(trap.f.vector, END);
 	for (unsigned i = 0; i < 8; i++)
 		index[i] = i == 3 ? 1024 : i;
 	__asm__ volatile("vmovups (%0), %%ymm1" : : "r"(ymm[1]) : "memory");
