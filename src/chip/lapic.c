@@ -47,8 +47,9 @@
 #define ESR_RECEIVE_ILLEGAL (1u << 6)
 #define ESR_REGISTER_ILLEGAL (1u << 7)
 
-/* A guest may ask for a tick every nanosecond; it gets one every 20 us. */
-#define PERIOD_MIN_NS 20000
+/* A guest may ask for a tick every nanosecond; it gets one every 200 us, as on KVM.  With ticks that come
+ * faster than their handler ends, nothing else would ever run. */
+#define PERIOD_MIN_NS 200000
 
 #define PV_EOI_ENABLE 1u
 
@@ -205,6 +206,12 @@ static uint32_t *pv_eoi_flag(const struct lapic *l)
 	return l->pv_eoi & PV_EOI_ENABLE ? ram_host(l->bus->ram, l->pv_eoi & ~3ULL, 4) : NULL;
 }
 
+static void pv_eoi_flag_set(struct lapic *l, uint32_t *flag, bool on)
+{
+	*flag = (*flag & ~1u) | on;
+	ram_written(l->bus->ram, l->pv_eoi & ~3ULL, sizeof(*flag));
+}
+
 /* Offers the guest to end the interrupt just taken without an exit.  Only when nothing waits behind
  * it and no I/O APIC pin has to hear of its end. */
 static void pv_eoi_offer(struct lapic *l, uint8_t vector)
@@ -213,7 +220,7 @@ static void pv_eoi_offer(struct lapic *l, uint8_t vector)
 
 	if (!flag || bit_test(l->tmr, vector) || bit_highest(l->irr) >= 0)
 		return;
-	*flag |= 1;
+	pv_eoi_flag_set(l, flag, true);
 	l->pv_eoi_pending = 1;
 }
 
@@ -226,7 +233,7 @@ void lapic_pv_eoi_sync(struct lapic *l)
 	if (flag && *flag & 1) {
 		if (bit_highest(l->irr) < 0)
 			return;
-		*flag &= ~1u;
+		pv_eoi_flag_set(l, flag, false);
 		l->pv_eoi_pending = 0;
 		update(l);
 		return;
@@ -244,7 +251,7 @@ static void pv_eoi_settle(struct lapic *l)
 		return;
 	l->pv_eoi_pending = 0;
 	if (flag && *flag & 1)
-		*flag &= ~1u;
+		pv_eoi_flag_set(l, flag, false);
 	else
 		eoi(l);
 }
