@@ -65,6 +65,7 @@ static void publish_time(struct pvclock *p)
 	info->tsc_shift = c->shift;
 	info->flags = TSC_STABLE;
 	version_end(&info->version);
+	ram_written_across(p->ram, p->system_time & ~ENABLED, sizeof(*info));
 }
 
 static void publish_steal(struct pvclock *p)
@@ -78,6 +79,7 @@ static void publish_steal(struct pvclock *p)
 	steal->flags = 0;
 	steal->preempted = 0;
 	version_end(&steal->version);
+	ram_written_across(p->ram, p->steal_time & ~ENABLED, sizeof(*steal));
 }
 
 void pvclock_publish(struct pvclock *p)
@@ -105,6 +107,7 @@ static void publish_wall(struct pvclock *p)
 	wall->sec = (uint32_t)(p->clock->wall_base / NS_PER_SEC);
 	wall->nsec = (uint32_t)(p->clock->wall_base % NS_PER_SEC);
 	version_end(&wall->version);
+	ram_written_across(p->ram, p->wall_clock, sizeof(*wall));
 }
 
 int pvclock_msr_read(struct pvclock *p, uint32_t msr, uint64_t *value)

@@ -61,4 +61,14 @@ static inline void ram_written(const struct ram *ram, gpa_t gpa, uint64_t len)
 		ram->code_written(ram->code_data, gpa, len);
 }
 
+/* The same for RAM that may lie in two pages. */
+static inline void ram_written_across(const struct ram *ram, gpa_t gpa, uint64_t len)
+{
+	uint64_t first = MIN(len, GUEST_PAGE_SIZE - (gpa & (GUEST_PAGE_SIZE - 1)));
+
+	ram_written(ram, gpa, first);
+	if (len > first)
+		ram_written(ram, gpa + first, len - first);
+}
+
 #endif
