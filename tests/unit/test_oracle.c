@@ -816,7 +816,8 @@ static void sequences_agree(void **state)
 
 static int setup(void **state)
 {
-	stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+	static uint8_t space[1 << 16];
+	stack_t stack = {.ss_sp = space, .ss_size = sizeof(space)};
 	void *p;
 
 	(void)state;
