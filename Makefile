@@ -170,6 +170,7 @@ run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 
 bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 	bench/boot $(BUILD)/takt
+	bench/rows $(BUILD)/takt
 
 # --- housekeeping ------------------------------------------------------------------------------
 install: $(BUILD)/takt
