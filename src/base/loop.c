@@ -123,14 +123,16 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 
 int loop_signals_init(struct loop *loop, struct loop_signals *signals, struct error *err)
 {
+	/* All that would end the process by default and mean no bug in it (SIGPIPE is ignored). */
+	static const int handled[] = {SIGTERM,   SIGINT,    SIGHUP,  SIGQUIT, SIGALRM,
+				      SIGVTALRM, SIGPROF,   SIGUSR1, SIGUSR2, SIGXCPU,
+				      SIGPOLL,   SIGSTKFLT, SIGPWR,  SIGCONT};
 	sigset_t set;
 	int fd, rc;
 
 	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigaddset(&set, SIGCONT);
+	for (size_t i = 0; i < ARRAY_SIZE(handled); i++)
+		sigaddset(&set, handled[i]);
 	signals->source.fd = -1;
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
