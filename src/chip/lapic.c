@@ -47,8 +47,8 @@
 #define ESR_RECEIVE_ILLEGAL (1u << 6)
 #define ESR_REGISTER_ILLEGAL (1u << 7)
 
-/* A guest may ask for a tick every nanosecond; it gets one every 200 us, as on KVM.  With ticks that come
- * faster than their handler ends, nothing else would ever run. */
+/* A guest may ask for a tick every nanosecond; it gets one every 200 us, as on KVM.  With ticks
+ * that come faster than their handler ends, nothing else would ever run. */
 #define PERIOD_MIN_NS 200000
 
 #define PV_EOI_ENABLE 1u

@@ -348,12 +348,14 @@ static int uart_loaded(void *object, struct error *err)
 }
 
 static const struct state_field uart_fields[] = {
-    STATE_U8(struct uart, ier),       STATE_U8(struct uart, fcr),   STATE_U8(struct uart, lcr),
-    STATE_U8(struct uart, mcr),       STATE_U8(struct uart, lsr),   STATE_U8(struct uart, msr),
-    STATE_U8(struct uart, scr),       STATE_U8(struct uart, dll),   STATE_U8(struct uart, dlm),
-    STATE_U8(struct uart, thr_empty), STATE_BYTES(struct uart, rx), STATE_U8(struct uart, rx_head),
-    STATE_U8(struct uart, rx_count),  STATE_U8(struct uart, rx_looped),
-    STATE_U8(struct uart, uses_rts),  STATE_U8(struct uart, polls),
+    STATE_U8(struct uart, ier),      STATE_U8(struct uart, fcr),
+    STATE_U8(struct uart, lcr),      STATE_U8(struct uart, mcr),
+    STATE_U8(struct uart, lsr),      STATE_U8(struct uart, msr),
+    STATE_U8(struct uart, scr),      STATE_U8(struct uart, dll),
+    STATE_U8(struct uart, dlm),      STATE_U8(struct uart, thr_empty),
+    STATE_BYTES(struct uart, rx),    STATE_U8(struct uart, rx_head),
+    STATE_U8(struct uart, rx_count), STATE_U8(struct uart, rx_looped),
+    STATE_U8(struct uart, uses_rts), STATE_U8(struct uart, polls),
 };
 
 const struct state_table uart_state_table = {

@@ -28,8 +28,8 @@
 #include "sched/sched.h"
 
 /* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
- * on hardware-reduced ACPI, Linux would first try EFI and the BIOS.  The console's r is flow control:
- * Linux then holds input back while nobody reads, instead of losing it. */
+ * on hardware-reduced ACPI, Linux would first try EFI and the BIOS.  The console's r is flow
+ * control: Linux then holds input back while nobody reads, instead of losing it. */
 #define DEFAULT_CMDLINE "console=ttyS0,115200n8r panic=-1 reboot=a"
 
 #define NO_EVENT (-1)

@@ -41,7 +41,8 @@ struct machine_shape {
 /* Input for the UART that the guest is not ready for. */
 struct console_queue {
 	pthread_mutex_t lock; /* any thread puts, the worker takes */
-	uint8_t bytes[CONSOLE_QUEUE + UART_FIFO]; /* a ring; the rest is for what the UART gives back */
+	uint8_t
+	    bytes[CONSOLE_QUEUE + UART_FIFO]; /* a ring; the rest is for what the UART gives back */
 	unsigned head, count;
 	bool refused; /* machine_console_input() took less than it was given */
 	struct work work;

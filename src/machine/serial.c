@@ -1,11 +1,11 @@
 /* The other side of the UART: input from any thread, output to the machine's owner, and an eye on
  * the output for Linux saying that it panicked.
  *
- * Input waits in a queue; the worker moves it to the FIFO when there is work for it, or a moment after
- * the guest has made room: at once would keep Linux in its interrupt handler until the input ends or
- * its buffers do, before it can ask for a pause by RTS.  A panic is believed only from lines that the guest wrote with the transmit
- * interrupt off, which is how a kernel prints; a user who looks at an old log does not stop his
- * machine.
+ * Input waits in a queue; the worker moves it to the FIFO when there is work for it, or a moment
+ * after the guest has made room: at once would keep Linux in its interrupt handler until the input
+ * ends or its buffers do, before it can ask for a pause by RTS.  A panic is believed only from
+ * lines that the guest wrote with the transmit interrupt off, which is how a kernel prints; a user
+ * who looks at an old log does not stop his machine.
  */
 #include <string.h>
 
@@ -60,7 +60,8 @@ static void uart_room(void *data)
 	timer_arm(&m->slots[0].timers, &m->console_in.pace, machine_now(m) + FIFO_TIME);
 }
 
-/* To the head of the queue, which keeps a FIFO's space beyond what machine_console_input() fills. */
+/* To the head of the queue, which keeps a FIFO's space beyond what machine_console_input() fills.
+ */
 static void uart_unread(void *data, const uint8_t *buf, size_t len)
 {
 	struct console_queue *q = &((struct machine *)data)->console_in;

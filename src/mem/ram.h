@@ -12,7 +12,7 @@
 #include "base/error.h"
 #include "base/types.h"
 
-#define RAM_LOW_MAX (3 * GiB)  /* RAM below the hole ends here at the latest */
+#define RAM_LOW_MAX (3 * GiB)   /* RAM below the hole ends here at the latest */
 #define RAM_HIGH_BASE (4 * GiB) /* RAM above the hole starts here */
 
 struct ram {
@@ -51,7 +51,8 @@ static inline void *ram_host(const struct ram *ram, gpa_t gpa, uint64_t len)
 /* Number of the RAM page that holds `gpa` (which must be RAM): an index from 0 to size / 4096. */
 static inline uint64_t ram_page_index(const struct ram *ram, gpa_t gpa)
 {
-	return (gpa < ram->low_size ? gpa : gpa - RAM_HIGH_BASE + ram->low_size) >> GUEST_PAGE_SHIFT;
+	return (gpa < ram->low_size ? gpa : gpa - RAM_HIGH_BASE + ram->low_size) >>
+	       GUEST_PAGE_SHIFT;
 }
 
 /* To be called by whoever wrote [gpa, gpa+len), RAM within one page, by its host pointer. */
