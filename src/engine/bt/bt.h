@@ -250,12 +250,17 @@ struct bt_vcpu {
 	uint64_t trap_rip;
 	struct icache_entry *icache;
 	uint8_t *stubs;
+	/* While an instruction of translated code is interpreted: where its bytes are, and that `space` is
+	 * the current one.  Else GPA_NONE. */
+	gpa_t fetch_gpa;
 	bool redispatch; /* mappings changed: do not go on behind the interpreted instruction */
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct jump_cache *kernel_jumps;
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 };
+
+#define GPA_NONE (~0ull)
 
 static inline struct bt_vcpu *bt_of(struct vcpu *v)
 {

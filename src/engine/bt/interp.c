@@ -65,7 +65,9 @@ struct icache_entry *bt_fetch(struct bt_vcpu *bv)
 		x86_fault_code(v, VEC_GP, 0);
 		return NULL;
 	}
-	if (x86_walk(v, la, access, &walk))
+	if (bv->fetch_gpa != GPA_NONE)
+		walk.gpa = bv->fetch_gpa;
+	else if (x86_walk(v, la, access, &walk))
 		return NULL;
 	have = first < INSN_MAX ? first : INSN_MAX;
 	p = ram_host(v->ram, walk.gpa, have);

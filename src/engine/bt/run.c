@@ -304,9 +304,14 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		}
 		{
 			uint64_t at = v->rip;
+			bool look;
 			unsigned index = (unsigned)((at ^ at >> 10) & (ICACHE_ENTRIES - 1));
 
-			if (interpret(bv, &rc))
+			if (b->valid && generation == m->generation)
+				bv->fetch_gpa = b->gpa + site.guest_off;
+			look = interpret(bv, &rc);
+			bv->fetch_gpa = GPA_NONE;
+			if (look)
 				return rc;
 			pc = resume_behind(bv, b, site.after_off, generation,
 			                   at + bv->icache[index].in.len);
@@ -370,6 +375,7 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 
 	bv->redispatch = true;
 	bv->irq_wait = 1;
+	bv->fetch_gpa = GPA_NONE;
 	for (bool ran = false;; ran = true) {
 		uint32_t bits = atomic_load_explicit(&v->attention, memory_order_relaxed);
 

@@ -148,6 +148,16 @@ static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned 
 	if (bt_mem_linear(v, seg, offset, size, write, &la))
 		return NULL;
 	n = (GUEST_PAGE_SIZE - (la & GUEST_PAGE_MASK)) / size;
+	if (n && bv->fetch_gpa != GPA_NONE) {
+		const struct tlb_entry *t = &bv->space->tlb[la >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1)];
+		uint64_t at = la + (write ? t->write_tag : t->read_tag);
+
+		if (at < GUEST_PAGE_SIZE) {
+			*count = MIN(n, *count);
+			*gpa = GPA_NONE; /* where a write tag stands, no write needs to be told */
+			return (void *)(t->host + at);
+		}
+	}
 	if (n == 0 || x86_walk(v, la, (write ? ACC_WRITE : ACC_READ) | x86_access_user(v), &walk))
 		return NULL;
 	if (n > *count)
@@ -216,7 +226,8 @@ static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t co
 	} else {
 		return 0;
 	}
-	ram_written(v->ram, to, n * op->size);
+	if (to != GPA_NONE)
+		ram_written(v->ram, to, n * op->size);
 	advance(v, GPR_RDI, op->addrsize, n * op->size);
 	return n;
 }
