@@ -260,8 +260,7 @@ int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
 		return 0;
 	if (fx || (mask & XCR0_X87)) {
 		/* The last x87 instruction's addresses are the host's: not for the guest to see. */
-		for (unsigned i = 8; i < 24; i++)
-			p[i] = 0;
+		x86_zero(p + 8, 16);
 	}
 	return x86_write(v, la, p, size, ACC_WRITE | user);
 }
@@ -292,8 +291,7 @@ int bt_interp_x87_environment(struct bt_vcpu *bv, struct icache_entry *e)
 	v->regs[e->stub_base] = saved;
 	if (rc)
 		return rc;
-	for (unsigned i = 3 * word; i < 7 * word; i++)
-		bv->bounce[i] = 0;
+	x86_zero(bv->bounce + 3 * word, 4 * word);
 	return x86_write(v, la, bv->bounce, size, ACC_WRITE | user);
 }
 
