@@ -253,18 +253,12 @@ static void command(struct console *c, uint8_t byte)
 {
 	switch (byte) {
 	case 'x':
-	case 'X':
-		c->config.quit(c->config.data);
-		break;
+	case 'X': c->config.quit(c->config.data); break;
 	case 'h':
 	case 'H':
-	case '?':
-		show_help(c);
-		break;
+	case '?': show_help(c); break;
 	case 'a':
-	case ESCAPE:
-		add_input(c, ESCAPE);
-		break;
+	case ESCAPE: add_input(c, ESCAPE); break;
 	default: /* no command: both keys were meant for the guest */
 		add_input(c, ESCAPE);
 		add_input(c, byte);

@@ -12,7 +12,8 @@ void log_set_level(enum log_level level)
 
 void log_print(enum log_level level, const char *fmt, ...)
 {
-	static const char *const prefix[] = {"takt: ", "takt: warning: ", "takt: ", "takt: debug: "};
+	static const char *const prefix[] = {
+	    "takt: ", "takt: warning: ", "takt: ", "takt: debug: "};
 	char line[1024];
 	va_list ap;
 

@@ -44,10 +44,10 @@ struct state_table {
 };
 
 /* A scalar member or an array of integers; `elem` is the integer type of one element. */
-#define STATE_FIELD(s, m, elem, st, ver)                                                            \
-	{                                                                                           \
-		.name = #m, .offset = offsetof(s, m), .count = sizeof(((s *)0)->m) / sizeof(elem),  \
-		.type = (st), .size = sizeof(elem), .since = (ver)                                  \
+#define STATE_FIELD(s, m, elem, st, ver)                                                           \
+	{                                                                                          \
+		.name = #m, .offset = offsetof(s, m), .count = sizeof(((s *)0)->m) / sizeof(elem), \
+		.type = (st), .size = sizeof(elem), .since = (ver)                                 \
 	}
 #define STATE_U8(s, m) STATE_FIELD(s, m, uint8_t, STATE_TYPE_U8, 1)
 #define STATE_U16(s, m) STATE_FIELD(s, m, uint16_t, STATE_TYPE_U16, 1)

@@ -67,12 +67,9 @@ static uint32_t window_read(const struct ioapic *io)
 
 	switch (io->select) {
 	case INDEX_ID:
-	case INDEX_ARBITRATION:
-		return io->id << 24;
-	case INDEX_VERSION:
-		return VERSION;
-	default:
-		return i < 2 * IOAPIC_PINS ? (uint32_t)(io->redirection[i / 2] >> i % 2 * 32) : 0;
+	case INDEX_ARBITRATION: return io->id << 24;
+	case INDEX_VERSION: return VERSION;
+	default: return i < 2 * IOAPIC_PINS ? (uint32_t)(io->redirection[i / 2] >> i % 2 * 32) : 0;
 	}
 }
 
@@ -95,12 +92,9 @@ uint64_t ioapic_mmio_read(struct ioapic *io, uint32_t offset, unsigned size)
 {
 	(void)size;
 	switch (offset) {
-	case REG_SELECT:
-		return io->select;
-	case REG_WINDOW:
-		return window_read(io);
-	default:
-		return 0;
+	case REG_SELECT: return io->select;
+	case REG_WINDOW: return window_read(io);
+	default: return 0;
 	}
 }
 
@@ -108,18 +102,14 @@ void ioapic_mmio_write(struct ioapic *io, uint32_t offset, unsigned size, uint64
 {
 	(void)size;
 	switch (offset) {
-	case REG_SELECT:
-		io->select = value & 0xff;
-		break;
+	case REG_SELECT: io->select = value & 0xff; break;
 	case REG_WINDOW:
 		if (io->select == INDEX_ID)
 			io->id = value >> 24 & 0xf;
 		else if (io->select - INDEX_REDIRECTION < 2 * IOAPIC_PINS)
 			redirection_write(io, io->select - INDEX_REDIRECTION, (uint32_t)value);
 		break;
-	case REG_EOI:
-		ioapic_eoi(io, (uint8_t)value);
-		break;
+	case REG_EOI: ioapic_eoi(io, (uint8_t)value); break;
 	}
 }
 

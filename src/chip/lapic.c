@@ -149,9 +149,7 @@ static void accept(struct lapic *l, unsigned mode, uint8_t vector, bool level)
 
 	switch (mode) {
 	case APIC_FIXED:
-	case APIC_LOWEST:
-		accept_fixed(l, vector, level);
-		break;
+	case APIC_LOWEST: accept_fixed(l, vector, level); break;
 	case APIC_NMI:
 		if (bus->nmi)
 			bus->nmi(bus->cpu_data, l->id);
@@ -164,8 +162,7 @@ static void accept(struct lapic *l, unsigned mode, uint8_t vector, bool level)
 		if (bus->sipi)
 			bus->sipi(bus->cpu_data, l->id, vector);
 		break;
-	default: /* SMI, ExtINT: no chip of this platform sends them */
-		break;
+	default: /* SMI, ExtINT: no chip of this platform sends them */ break;
 	}
 }
 
@@ -349,9 +346,7 @@ static void icr_send(struct lapic *l)
 		deliver(l->bus, x2apic(l) ? l->icr_high : l->icr_high >> 24, x2apic(l),
 			low & ICR_LOGICAL, mode, vector, false);
 		break;
-	case 1:
-		accept(l, mode, vector, false);
-		break;
+	case 1: accept(l, mode, vector, false); break;
 	default:
 		for (unsigned i = 0; i < l->bus->count; i++)
 			if (shorthand == 2 || i != l->id)
@@ -427,9 +422,7 @@ static void timer_fire(void *data, ns_t now)
 		timer_set(l, l->timer_deadline + (uint64_t)(late / period * period + period));
 		break;
 	}
-	default:
-		timer_set(l, 0);
-		break;
+	default: timer_set(l, 0); break;
 	}
 	lvt_deliver(l, LVT_TIMER);
 }
@@ -484,62 +477,27 @@ static void svr_write(struct lapic *l, uint32_t value)
 static bool reg_read(const struct lapic *l, uint32_t reg, uint32_t *value)
 {
 	switch (reg) {
-	case REG_ID:
-		*value = x2apic(l) ? l->id : l->id << 24;
-		return true;
-	case REG_VERSION:
-		*value = VERSION;
-		return true;
-	case REG_TPR:
-		*value = l->tpr;
-		return true;
-	case REG_APR:
-		*value = 0;
-		return !x2apic(l);
-	case REG_PPR:
-		*value = ppr(l);
-		return true;
-	case REG_LDR:
-		*value = l->ldr;
-		return true;
-	case REG_DFR:
-		*value = l->dfr;
-		return !x2apic(l);
-	case REG_SVR:
-		*value = l->svr;
-		return true;
-	case REG_ISR ... REG_ISR + 0x70:
-		*value = l->isr[(reg - REG_ISR) / 16];
-		return true;
-	case REG_TMR ... REG_TMR + 0x70:
-		*value = l->tmr[(reg - REG_TMR) / 16];
-		return true;
-	case REG_IRR ... REG_IRR + 0x70:
-		*value = l->irr[(reg - REG_IRR) / 16];
-		return true;
-	case REG_ESR:
-		*value = l->esr;
-		return true;
-	case REG_ICR_LOW:
-		*value = l->icr_low;
-		return true;
-	case REG_ICR_HIGH:
-		*value = l->icr_high;
-		return !x2apic(l);
+	case REG_ID: *value = x2apic(l) ? l->id : l->id << 24; return true;
+	case REG_VERSION: *value = VERSION; return true;
+	case REG_TPR: *value = l->tpr; return true;
+	case REG_APR: *value = 0; return !x2apic(l);
+	case REG_PPR: *value = ppr(l); return true;
+	case REG_LDR: *value = l->ldr; return true;
+	case REG_DFR: *value = l->dfr; return !x2apic(l);
+	case REG_SVR: *value = l->svr; return true;
+	case REG_ISR ... REG_ISR + 0x70: *value = l->isr[(reg - REG_ISR) / 16]; return true;
+	case REG_TMR ... REG_TMR + 0x70: *value = l->tmr[(reg - REG_TMR) / 16]; return true;
+	case REG_IRR ... REG_IRR + 0x70: *value = l->irr[(reg - REG_IRR) / 16]; return true;
+	case REG_ESR: *value = l->esr; return true;
+	case REG_ICR_LOW: *value = l->icr_low; return true;
+	case REG_ICR_HIGH: *value = l->icr_high; return !x2apic(l);
 	case REG_LVT_TIMER ... REG_LVT_ERROR:
 		*value = l->lvt[(reg - REG_LVT_TIMER) / 16];
 		return true;
-	case REG_TIMER_INITIAL:
-		*value = l->timer_initial;
-		return true;
-	case REG_TIMER_CURRENT:
-		*value = timer_current(l);
-		return true;
-	case REG_TIMER_DIVIDE:
-		*value = l->timer_divide;
-		return true;
-	default:
-		return false;
+	case REG_TIMER_INITIAL: *value = l->timer_initial; return true;
+	case REG_TIMER_CURRENT: *value = timer_current(l); return true;
+	case REG_TIMER_DIVIDE: *value = l->timer_divide; return true;
+	default: return false;
 	}
 }
 
@@ -551,12 +509,8 @@ static bool reg_write(struct lapic *l, uint32_t reg, uint32_t value)
 		l->tpr = value & 0xff;
 		update(l);
 		return true;
-	case REG_EOI:
-		eoi(l);
-		return true;
-	case REG_SVR:
-		svr_write(l, value);
-		return true;
+	case REG_EOI: eoi(l); return true;
+	case REG_SVR: svr_write(l, value); return true;
 	case REG_ESR:
 		l->esr = l->esr_pending;
 		l->esr_pending = 0;
@@ -578,8 +532,7 @@ static bool reg_write(struct lapic *l, uint32_t reg, uint32_t value)
 			timer_start_count(l);
 		return true;
 	}
-	default:
-		return false;
+	default: return false;
 	}
 }
 
@@ -605,17 +558,10 @@ void lapic_mmio_write(struct lapic *l, uint32_t offset, unsigned size, uint64_t 
 		return;
 	pv_eoi_settle(l);
 	switch (offset & 0xff0) {
-	case REG_ID: /* the id is the vcpu's index and stays so */
-		break;
-	case REG_LDR:
-		l->ldr = value & 0xff000000;
-		break;
-	case REG_DFR:
-		l->dfr = value | 0x0fffffff;
-		break;
-	case REG_ICR_HIGH:
-		l->icr_high = value & 0xff000000;
-		break;
+	case REG_ID: /* the id is the vcpu's index and stays so */ break;
+	case REG_LDR: l->ldr = value & 0xff000000; break;
+	case REG_DFR: l->dfr = value | 0x0fffffff; break;
+	case REG_ICR_HIGH: l->icr_high = value & 0xff000000; break;
 	case REG_ICR_LOW:
 		l->icr_low = value & 0x000ccfff;
 		icr_send(l);
@@ -715,39 +661,31 @@ static int pv_eoi_write(struct lapic *l, uint64_t value)
 int lapic_msr_read(struct lapic *l, uint32_t msr, uint64_t *value)
 {
 	switch (msr) {
-	case MSR_APIC_BASE:
-		*value = l->apic_base;
-		return 0;
+	case MSR_APIC_BASE: *value = l->apic_base; return 0;
 	case MSR_TSC_DEADLINE:
 		*value = timer_mode(l) == LVT_TIMER_DEADLINE ? l->tsc_deadline : 0;
 		return 0;
-	case MSR_KVM_PV_EOI:
-		*value = l->pv_eoi;
-		return 0;
+	case MSR_KVM_PV_EOI: *value = l->pv_eoi; return 0;
 	case MSR_X2APIC_FIRST ... MSR_X2APIC_LAST:
 		return x2apic_read(l, (msr - MSR_X2APIC_FIRST) * 16, value);
-	default:
-		return -ENOENT;
+	default: return -ENOENT;
 	}
 }
 
 int lapic_msr_write(struct lapic *l, uint32_t msr, uint64_t value)
 {
 	switch (msr) {
-	case MSR_APIC_BASE:
-		return base_write(l, value);
+	case MSR_APIC_BASE: return base_write(l, value);
 	case MSR_TSC_DEADLINE:
 		if (timer_mode(l) != LVT_TIMER_DEADLINE)
 			return 0;
 		l->tsc_deadline = value;
 		timer_start_deadline(l);
 		return 0;
-	case MSR_KVM_PV_EOI:
-		return pv_eoi_write(l, value);
+	case MSR_KVM_PV_EOI: return pv_eoi_write(l, value);
 	case MSR_X2APIC_FIRST ... MSR_X2APIC_LAST:
 		return x2apic_write(l, (msr - MSR_X2APIC_FIRST) * 16, value);
-	default:
-		return -ENOENT;
+	default: return -ENOENT;
 	}
 }
 

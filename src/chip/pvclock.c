@@ -114,24 +114,13 @@ int pvclock_msr_read(struct pvclock *p, uint32_t msr, uint64_t *value)
 {
 	switch (msr) {
 	case MSR_KVM_WALL_CLOCK:
-	case MSR_KVM_WALL_CLOCK_OLD:
-		*value = p->wall_clock;
-		return 0;
+	case MSR_KVM_WALL_CLOCK_OLD: *value = p->wall_clock; return 0;
 	case MSR_KVM_SYSTEM_TIME:
-	case MSR_KVM_SYSTEM_TIME_OLD:
-		*value = p->system_time;
-		return 0;
-	case MSR_KVM_ASYNC_PF:
-		*value = 0;
-		return 0;
-	case MSR_KVM_STEAL_TIME:
-		*value = p->steal_time;
-		return 0;
-	case MSR_KVM_POLL_CONTROL:
-		*value = p->poll_control;
-		return 0;
-	default:
-		return -ENOENT;
+	case MSR_KVM_SYSTEM_TIME_OLD: *value = p->system_time; return 0;
+	case MSR_KVM_ASYNC_PF: *value = 0; return 0;
+	case MSR_KVM_STEAL_TIME: *value = p->steal_time; return 0;
+	case MSR_KVM_POLL_CONTROL: *value = p->poll_control; return 0;
+	default: return -ENOENT;
 	}
 }
 
@@ -161,8 +150,7 @@ int pvclock_msr_write(struct pvclock *p, uint32_t msr, uint64_t value)
 			return -EINVAL;
 		p->poll_control = value;
 		return 0;
-	default:
-		return -ENOENT;
+	default: return -ENOENT;
 	}
 }
 

@@ -299,12 +299,9 @@ static void data_write(struct rtc *r, uint8_t value)
 		r->cmos[RTC_A] = value & ~A_UIP;
 		rearm(r);
 		break;
-	case RTC_B:
-		b_write(r, value);
-		break;
+	case RTC_B: b_write(r, value); break;
 	case RTC_C:
-	case RTC_D:
-		break;
+	case RTC_D: break;
 	default:
 		if (is_time(r->index) && !is_alarm(r->index)) {
 			latch(r);

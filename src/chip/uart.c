@@ -234,31 +234,17 @@ uint8_t uart_read(struct uart *u, unsigned reg)
 	uint8_t value = 0xff;
 
 	switch (reg) {
-	case REG_DATA:
-		value = u->lcr & LCR_DLAB ? u->dll : pop_rx(u);
-		break;
-	case REG_IER:
-		value = u->lcr & LCR_DLAB ? u->dlm : u->ier;
-		break;
-	case REG_IIR:
-		value = iir_read(u);
-		break;
-	case REG_LCR:
-		value = u->lcr;
-		break;
-	case REG_MCR:
-		value = u->mcr;
-		break;
-	case REG_LSR:
-		value = lsr_read(u);
-		break;
+	case REG_DATA: value = u->lcr & LCR_DLAB ? u->dll : pop_rx(u); break;
+	case REG_IER: value = u->lcr & LCR_DLAB ? u->dlm : u->ier; break;
+	case REG_IIR: value = iir_read(u); break;
+	case REG_LCR: value = u->lcr; break;
+	case REG_MCR: value = u->mcr; break;
+	case REG_LSR: value = lsr_read(u); break;
 	case REG_MSR:
 		value = u->msr;
 		u->msr &= ~MSR_DELTAS;
 		break;
-	case REG_SCR:
-		value = u->scr;
-		break;
+	case REG_SCR: value = u->scr; break;
 	}
 	update(u);
 	offer_room(u);
@@ -286,18 +272,10 @@ void uart_write(struct uart *u, unsigned reg, uint8_t value)
 			u->ier = value & 0x0f;
 		}
 		break;
-	case REG_IIR:
-		fcr_write(u, value);
-		break;
-	case REG_LCR:
-		u->lcr = value;
-		break;
-	case REG_MCR:
-		mcr_write(u, value);
-		break;
-	case REG_SCR:
-		u->scr = value;
-		break;
+	case REG_IIR: fcr_write(u, value); break;
+	case REG_LCR: u->lcr = value; break;
+	case REG_MCR: mcr_write(u, value); break;
+	case REG_SCR: u->scr = value; break;
 	}
 	update(u);
 	offer_room(u);

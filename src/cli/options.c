@@ -89,12 +89,8 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 	int rc = 0;
 
 	switch (spec->type) {
-	case OPTION_FLAG:
-		*(bool *)member = true;
-		break;
-	case OPTION_TEXT:
-		*(const char **)member = value;
-		break;
+	case OPTION_FLAG: *(bool *)member = true; break;
+	case OPTION_TEXT: *(const char **)member = value; break;
 	case OPTION_SIZE:
 		rc = parse_size(value, member);
 		if (rc)

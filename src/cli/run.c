@@ -182,21 +182,11 @@ static void event_arrived(void *data)
 		return;
 	sched_pause(r->machine);
 	switch ((enum machine_event)event) {
-	case MACHINE_POWEROFF:
-		finish(r, STATUS_OK);
-		break;
-	case MACHINE_RESET:
-		reset(r);
-		break;
-	case MACHINE_PANIC:
-		finish(r, STATUS_PANIC);
-		break;
-	case MACHINE_TRIPLE_FAULT:
-		finish(r, STATUS_TRIPLE_FAULT);
-		break;
-	case MACHINE_DEAD:
-		finish(r, STATUS_DEAD);
-		break;
+	case MACHINE_POWEROFF: finish(r, STATUS_OK); break;
+	case MACHINE_RESET: reset(r); break;
+	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
+	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
+	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
 		finish(r, STATUS_ERROR);
@@ -354,9 +344,7 @@ static void explain(const struct run *r)
 	case STATUS_DEAD:
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
-	case STATUS_ERROR:
-		log_error("%s; %s", r->failure.text, where);
-		break;
+	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
 	default:
 		if (r->status > STATUS_SIGNAL)
 			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL,

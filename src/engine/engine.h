@@ -30,8 +30,9 @@ struct engine {
 	const char *name;
 	/* 0 if this host can run the engine, else -errno and what to do about it. */
 	int (*probe)(struct error *err);
-	struct engine_machine *(*machine_create)(struct ram *ram, const struct engine_config *config,
-	                                         struct error *err);
+	struct engine_machine *(*machine_create)(struct ram *ram,
+						 const struct engine_config *config,
+						 struct error *err);
 	void (*machine_destroy)(struct engine_machine *em);
 	/* The vcpu is zeroed but for `index`, `ram`; the machine wires ops and model, then vcpu_reset. */
 	struct vcpu *(*vcpu_create)(struct engine_machine *em, unsigned index, struct error *err);

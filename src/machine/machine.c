@@ -234,18 +234,13 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 	machine_lock(m);
 	uart_flush(&m->uart);
 	switch (reason) {
-	case EXIT_SHUTDOWN:
-		request_end(m, MACHINE_TRIPLE_FAULT);
-		break;
+	case EXIT_SHUTDOWN: request_end(m, MACHINE_TRIPLE_FAULT); break;
 	case EXIT_ERROR:
 		m->error = err;
 		machine_request_stop(m, MACHINE_ERROR);
 		break;
-	case EXIT_HALTED:
-		check_dead(m, v);
-		break;
-	default:
-		break;
+	case EXIT_HALTED: check_dead(m, v); break;
+	default: break;
 	}
 	machine_unlock(m);
 	raise_stop(m);

@@ -289,14 +289,9 @@ static int load_sections(struct in *in, const struct state_object *objects, size
 		if (get(in, &tag, 1))
 			return -EINVAL;
 		switch (tag) {
-		case SECTION_OBJECT:
-			ret = load_object(in, objects, count, done);
-			break;
-		case SECTION_PAGE:
-			ret = load_page(in, ram);
-			break;
-		case SECTION_END:
-			return 0;
+		case SECTION_OBJECT: ret = load_object(in, objects, count, done); break;
+		case SECTION_PAGE: ret = load_page(in, ram); break;
+		case SECTION_END: return 0;
 		default:
 			ret = error_set(in->err, EINVAL, "the saved state has an unknown section");
 			break;

@@ -11,27 +11,31 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 	void *p;
 
 	if (size < MiB || size % GUEST_PAGE_SIZE)
-		return error_set(err, EINVAL,
-		                 "memory of %llu bytes is too small or not whole pages: give at least 1M",
-		                 (unsigned long long)size);
+		return error_set(
+		    err, EINVAL,
+		    "memory of %llu bytes is too small or not whole pages: give at least 1M",
+		    (unsigned long long)size);
 	if (size > host_bytes)
-		return error_set(err, ENOMEM,
-		                 "memory of %llu MiB is more than this host's %llu MiB: give less with --memory",
-		                 (unsigned long long)(size / MiB), (unsigned long long)(host_bytes / MiB));
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-	         0);
+		return error_set(
+		    err, ENOMEM,
+		    "memory of %llu MiB is more than this host's %llu MiB: give less with --memory",
+		    (unsigned long long)(size / MiB), (unsigned long long)(host_bytes / MiB));
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
 	if (p == MAP_FAILED)
-		return error_set(err, errno, "cannot map %llu MiB of guest memory (%s): give less with --memory",
-		                 (unsigned long long)(size / MiB), strerror(errno));
-	ram->page_flags = mmap(NULL, ALIGN_UP(size >> GUEST_PAGE_SHIFT, (uint64_t)GUEST_PAGE_SIZE),
-	                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-	                       0);
+		return error_set(
+		    err, errno, "cannot map %llu MiB of guest memory (%s): give less with --memory",
+		    (unsigned long long)(size / MiB), strerror(errno));
+	ram->page_flags =
+	    mmap(NULL, ALIGN_UP(size >> GUEST_PAGE_SHIFT, (uint64_t)GUEST_PAGE_SIZE),
+		 PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (ram->page_flags == MAP_FAILED) {
 		int code = errno;
 
 		munmap(p, size);
 		memset(ram, 0, sizeof(*ram));
-		return error_set(err, code, "cannot map page flags of guest memory: %s", strerror(code));
+		return error_set(err, code, "cannot map page flags of guest memory: %s",
+				 strerror(code));
 	}
 	ram->host = p;
 	ram->size = size;

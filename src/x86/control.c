@@ -56,8 +56,7 @@ int x86_write_xcr0(struct vcpu *v, uint64_t value)
 {
 	uint64_t mask = v->model->xcr0_mask;
 
-	if (!(value & XCR0_X87) || (value & ~mask) ||
-	    ((value & XCR0_AVX) && !(value & XCR0_SSE)) ||
+	if (!(value & XCR0_X87) || (value & ~mask) || ((value & XCR0_AVX) && !(value & XCR0_SSE)) ||
 	    ((value & XCR0_AVX512) &&
 	     ((value & XCR0_AVX512) != XCR0_AVX512 || !(value & XCR0_AVX))))
 		return x86_fault_code(v, VEC_GP, 0);
@@ -140,7 +139,7 @@ int x86_read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
 	case MSR_IA32_SPEC_CTRL: *value = v->spec_ctrl; return 0;
 	case MSR_IA32_UCODE_REV: *value = 0xffffffffull << 32; return 0;
 	case MSR_IA32_FEATURE_CONTROL: *value = 1; return 0; /* locked, nothing enabled */
-	case MSR_IA32_MTRRCAP: *value = 0x508; return 0; /* 8 variable, fixed, WC */
+	case MSR_IA32_MTRRCAP: *value = 0x508; return 0;     /* 8 variable, fixed, WC */
 	case MSR_IA32_ARCH_CAPABILITIES: *value = ARCH_CAP_VALUE; return 0;
 	case MSR_IA32_SYSENTER_CS: *value = v->sysenter_cs; return 0;
 	case MSR_IA32_SYSENTER_ESP: *value = v->sysenter_esp; return 0;

@@ -23,18 +23,20 @@
 #define ACC_WRITE 1u
 #define ACC_EXEC 2u
 #define ACC_KIND 3u
-#define ACC_USER 4u     /* with CPL 3 */
-#define ACC_IMPLICIT 8u /* by the processor itself (descriptor tables, TSS): SMAP ignores EFLAGS.AC */
+#define ACC_USER 4u /* with CPL 3 */
+#define ACC_IMPLICIT \
+	8u /* by the processor itself (descriptor tables, TSS): SMAP ignores EFLAGS.AC */
 
 #define PROT_R 1u
 #define PROT_W 2u
 #define PROT_X 4u
 
 struct page_walk {
-	gpa_t gpa;     /* of the byte asked for */
-	uint8_t prot;  /* what the same kind of accessor may do without another walk (PROT_W only once
+	gpa_t gpa; /* of the byte asked for */
+	uint8_t
+	    prot; /* what the same kind of accessor may do without another walk (PROT_W only once
 	                  the dirty bit is set) */
-	uint8_t user;  /* a user-mode page */
+	uint8_t user; /* a user-mode page */
 	uint8_t global;
 };
 
@@ -106,7 +108,7 @@ int x86_probe_descriptor(struct vcpu *v, uint16_t selector, bool *visible, uint6
 /* Far transfers.  `size`: operand size in bytes; rip_next: return address of calls. */
 int x86_far_jump(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned size);
 int x86_far_call(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned size,
-                 uint64_t rip_next);
+		 uint64_t rip_next);
 int x86_far_return(struct vcpu *v, unsigned size, unsigned pop_bytes);
 int x86_iret(struct vcpu *v, unsigned size);
 int x86_syscall(struct vcpu *v, uint64_t rip_next);

@@ -283,14 +283,10 @@ static bool in_model(const struct feature *f, const struct model *m, unsigned le
 		     const struct host *h)
 {
 	switch (f->kind) {
-	case SOFT:
-		return true;
-	case OPTION:
-		return false;
-	case EXTRA:
-		return m->extras && f->level <= level && set_has(h->words, f);
-	case WIDE:
-		return m->wide && set_has(h->words, f);
+	case SOFT: return true;
+	case OPTION: return false;
+	case EXTRA: return m->extras && f->level <= level && set_has(h->words, f);
+	case WIDE: return m->wide && set_has(h->words, f);
 	default:
 		/* Above the host's level, "max" still takes what single features there are. */
 		return f->kind <= level || (m->wide && set_has(h->words, f));
@@ -634,18 +630,10 @@ static void basic_leaf(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, ui
 		memcpy(&out[3], m->vendor + 4, 4);
 		memcpy(&out[2], m->vendor + 8, 4);
 		break;
-	case 1:
-		leaf_features(v, out);
-		break;
-	case 2:
-		set4(out, 0x00feff01, 0xf0, 0, 0);
-		break; /* caches: leaf 4; 64-byte prefetching */
-	case 4:
-		leaf_caches(m, subleaf, out);
-		break;
-	case 6:
-		out[0] = 1u << 2;
-		break; /* ARAT: the APIC timer never stops */
+	case 1: leaf_features(v, out); break;
+	case 2: set4(out, 0x00feff01, 0xf0, 0, 0); break; /* caches: leaf 4; 64-byte prefetching */
+	case 4: leaf_caches(m, subleaf, out); break;
+	case 6: out[0] = 1u << 2; break; /* ARAT: the APIC timer never stops */
 	case 7:
 		if (subleaf == 0)
 			set4(out, 2, m->leaf7_ebx, m->leaf7_ecx, m->leaf7_edx);
@@ -655,18 +643,10 @@ static void basic_leaf(const struct vcpu *v, uint32_t leaf, uint32_t subleaf, ui
 			out[3] = BHI_CTRL; /* else Linux clears branch history in software */
 		break;
 	case 0xb:
-	case 0x1f:
-		leaf_topology(v, subleaf, out);
-		break;
-	case 0xd:
-		leaf_xsave(v, subleaf, out);
-		break;
-	case 0x15:
-		set4(out, CPUID_BUS_HZ / 1000, m->tsc_khz, CPUID_BUS_HZ, 0);
-		break;
-	case 0x16:
-		set4(out, m->tsc_khz / 1000, m->tsc_khz / 1000, 100, 0);
-		break;
+	case 0x1f: leaf_topology(v, subleaf, out); break;
+	case 0xd: leaf_xsave(v, subleaf, out); break;
+	case 0x15: set4(out, CPUID_BUS_HZ / 1000, m->tsc_khz, CPUID_BUS_HZ, 0); break;
+	case 0x16: set4(out, m->tsc_khz / 1000, m->tsc_khz / 1000, 100, 0); break;
 	}
 }
 
@@ -682,9 +662,7 @@ static void kvm_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 		out[0] = KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME |
 			 KVM_PV_EOI | KVM_CLOCKSOURCE_STABLE;
 		break;
-	case 0x40000010:
-		set4(out, v->model->tsc_khz, CPUID_BUS_HZ / 1000, 0, 0);
-		break;
+	case 0x40000010: set4(out, v->model->tsc_khz, CPUID_BUS_HZ / 1000, 0, 0); break;
 	}
 }
 
@@ -696,12 +674,8 @@ static void extended_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 
 	set4(out, 0, 0, 0, 0);
 	switch (leaf) {
-	case 0x80000000:
-		out[0] = EXT_LEAF_MAX;
-		break;
-	case 0x80000001:
-		set4(out, 0, 0, m->ext1_ecx, m->ext1_edx);
-		break;
+	case 0x80000000: out[0] = EXT_LEAF_MAX; break;
+	case 0x80000001: set4(out, 0, 0, m->ext1_ecx, m->ext1_edx); break;
 	case 0x80000002:
 	case 0x80000003:
 	case 0x80000004:
@@ -713,9 +687,7 @@ static void extended_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 		break; /* second level: 2M, 16 ways */
 	/* 0x80000007 stays zero.  With an invariant TSC Linux would prefer its own reading of the TSC to
 	 * kvmclock, which follows the host's clock to the microsecond. */
-	case 0x80000008:
-		out[0] = virtual_bits << 8 | PHYS_BITS;
-		break;
+	case 0x80000008: out[0] = virtual_bits << 8 | PHYS_BITS; break;
 	}
 }
 

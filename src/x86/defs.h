@@ -21,8 +21,7 @@
 #define RFLAGS_VIF (1u << 19)
 #define RFLAGS_VIP (1u << 20)
 #define RFLAGS_ID (1u << 21)
-#define RFLAGS_ARITH                                                                                \
-	(RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
+#define RFLAGS_ARITH (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
 
 #define CR0_PE (1u << 0)
 #define CR0_MP (1u << 1)
@@ -35,8 +34,8 @@
 #define CR0_NW (1u << 29)
 #define CR0_CD (1u << 30)
 #define CR0_PG (1u << 31)
-#define CR0_KNOWN                                                                                   \
-	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD |  \
+#define CR0_KNOWN                                                                                  \
+	(CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
 	 CR0_PG)
 
 #define CR3_PCID_MASK 0xfffull
@@ -60,9 +59,9 @@
 #define CR4_OSXSAVE (1u << 18)
 #define CR4_SMEP (1u << 20)
 #define CR4_SMAP (1u << 21)
-#define CR4_KNOWN                                                                                   \
-	(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE |   \
-	 CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_LA57 | CR4_FSGSBASE | CR4_PCIDE |             \
+#define CR4_KNOWN                                                                                 \
+	(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | \
+	 CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_LA57 | CR4_FSGSBASE | CR4_PCIDE |           \
 	 CR4_OSXSAVE | CR4_SMEP | CR4_SMAP)
 
 #define EFER_SCE (1u << 0)
@@ -81,8 +80,26 @@
 #define DR7_FIXED 0x400u
 #define DR7_GD (1u << 13)
 
-enum { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF,
-       VEC_TS = 10, VEC_NP, VEC_SS, VEC_GP, VEC_PF, VEC_MF = 16, VEC_AC, VEC_MC, VEC_XM };
+enum {
+	VEC_DE,
+	VEC_DB,
+	VEC_NMI,
+	VEC_BP,
+	VEC_OF,
+	VEC_BR,
+	VEC_UD,
+	VEC_NM,
+	VEC_DF,
+	VEC_TS = 10,
+	VEC_NP,
+	VEC_SS,
+	VEC_GP,
+	VEC_PF,
+	VEC_MF = 16,
+	VEC_AC,
+	VEC_MC,
+	VEC_XM
+};
 
 /* Page-fault error code. */
 #define PF_PRESENT 1u
@@ -155,11 +172,10 @@ enum { VEC_DE, VEC_DB, VEC_NMI, VEC_BP, VEC_OF, VEC_BR, VEC_UD, VEC_NM, VEC_DF,
 #define ARCH_CAP_GDS_NO (1ull << 26)
 #define ARCH_CAP_RFDS_NO (1ull << 27)
 #define ARCH_CAP_ITS_NO (1ull << 62)
-#define ARCH_CAP_VALUE                                                                              \
-	(ARCH_CAP_RDCL_NO | ARCH_CAP_IBRS_ALL | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_SSB_NO |             \
-	 ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_MC_NO | ARCH_CAP_TAA_NO | ARCH_CAP_SBDR_SSDP_NO |     \
-	 ARCH_CAP_FBSDP_NO |                                                                        \
-	 ARCH_CAP_PSDP_NO | ARCH_CAP_BHI_NO | ARCH_CAP_PBRSB_NO | ARCH_CAP_GDS_NO |                 \
-	 ARCH_CAP_RFDS_NO | ARCH_CAP_ITS_NO)
+#define ARCH_CAP_VALUE                                                                         \
+	(ARCH_CAP_RDCL_NO | ARCH_CAP_IBRS_ALL | ARCH_CAP_SKIP_L1DFL | ARCH_CAP_SSB_NO |        \
+	 ARCH_CAP_MDS_NO | ARCH_CAP_PSCHANGE_MC_NO | ARCH_CAP_TAA_NO | ARCH_CAP_SBDR_SSDP_NO | \
+	 ARCH_CAP_FBSDP_NO | ARCH_CAP_PSDP_NO | ARCH_CAP_BHI_NO | ARCH_CAP_PBRSB_NO |          \
+	 ARCH_CAP_GDS_NO | ARCH_CAP_RFDS_NO | ARCH_CAP_ITS_NO)
 
 #endif

@@ -7,8 +7,8 @@
 
 struct delivery {
 	unsigned vector;
-	bool soft;       /* INT n, INT3, INTO: DPL of the gate counts */
-	bool external;   /* EXT bit of error codes met on the way */
+	bool soft;     /* INT n, INT3, INTO: DPL of the gate counts */
+	bool external; /* EXT bit of error codes met on the way */
 	bool has_error;
 	uint32_t error;
 	uint64_t rip;    /* to be pushed */
@@ -102,7 +102,7 @@ static int deliver_long(struct vcpu *v, const struct delivery *d)
 		    .attr = (uint16_t)(SEG_UNUSABLE | level << SEG_ATTR_DPL_SHIFT),
 		};
 	v->rflags &= ~(uint64_t)(RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM |
-	                         (type == 0xe ? RFLAGS_IF : 0));
+				 (type == 0xe ? RFLAGS_IF : 0));
 	return 0;
 }
 
@@ -136,12 +136,14 @@ static int deliver_protected(struct vcpu *v, const struct delivery *d)
 
 		if (offset + (wide ? 5 : 3) > v->tr.limit)
 			return x86_fault_code(v, VEC_TS, v->tr.selector & 0xfffc);
-		if (x86_read_uint(v, v->tr.base + offset, wide ? 4 : 2, ACC_READ | ACC_IMPLICIT, &sp) ||
-		    x86_read_uint(v, v->tr.base + offset + (wide ? 4 : 2), 2, ACC_READ | ACC_IMPLICIT,
-		                  &ss))
+		if (x86_read_uint(v, v->tr.base + offset, wide ? 4 : 2, ACC_READ | ACC_IMPLICIT,
+				  &sp) ||
+		    x86_read_uint(v, v->tr.base + offset + (wide ? 4 : 2), 2,
+				  ACC_READ | ACC_IMPLICIT, &ss))
 			return X86_FAULT;
 		/* Load SS at the new level: the check wants CPL = level. */
-		v->seg[SEG_SS].attr = (uint16_t)((old_ss.attr & ~0x60u) | level << SEG_ATTR_DPL_SHIFT);
+		v->seg[SEG_SS].attr =
+		    (uint16_t)((old_ss.attr & ~0x60u) | level << SEG_ATTR_DPL_SHIFT);
 		if (x86_load_segment(v, SEG_SS, (uint16_t)ss))
 			goto undo;
 		v->regs[GPR_RSP] = sp;
@@ -158,8 +160,8 @@ static int deliver_protected(struct vcpu *v, const struct delivery *d)
 		if (x86_push(v, size, words[i]))
 			goto undo;
 	v->rip = rip;
-	v->rflags &= ~(uint64_t)(RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM |
-	                         (type & 1 ? 0 : RFLAGS_IF));
+	v->rflags &=
+	    ~(uint64_t)(RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM | (type & 1 ? 0 : RFLAGS_IF));
 	return 0;
 undo:
 	v->seg[SEG_SS] = old_ss;

@@ -47,7 +47,7 @@ static unsigned page_rights(const struct vcpu *v, unsigned access, bool w, bool 
 		prot = PROT_R | (w ? PROT_W : 0);
 	} else {
 		bool smap = u && (v->cr4 & CR4_SMAP) &&
-		            ((access & ACC_IMPLICIT) || !(v->rflags & RFLAGS_AC));
+			    ((access & ACC_IMPLICIT) || !(v->rflags & RFLAGS_AC));
 
 		if (!smap)
 			prot = PROT_R | (w || !(v->cr0 & CR0_WP) ? PROT_W : 0);
@@ -62,7 +62,8 @@ static bool set_entry_bits(void *entry, unsigned size, uint64_t old, uint64_t bi
 {
 	if (size == 8)
 		return __sync_bool_compare_and_swap((uint64_t *)entry, old, old | bits);
-	return __sync_bool_compare_and_swap((uint32_t *)entry, (uint32_t)old, (uint32_t)(old | bits));
+	return __sync_bool_compare_and_swap((uint32_t *)entry, (uint32_t)old,
+					    (uint32_t)(old | bits));
 }
 
 /* Bits that must be zero in an entry of the 8-byte formats. */
@@ -90,8 +91,9 @@ static int walk_tables(struct vcpu *v, gva_t la, unsigned access, struct page_wa
 	unsigned level = is_long ? (v->cr4 & CR4_LA57 ? 5 : 4) : wide ? 3 : 2;
 	unsigned esize = wide ? 8 : 4;
 	unsigned ibits = wide ? 9 : 10;
-	unsigned want = (access & ACC_KIND) == ACC_WRITE ? PROT_W
-	                : (access & ACC_KIND) == ACC_EXEC ? PROT_X : PROT_R;
+	unsigned want = (access & ACC_KIND) == ACC_WRITE  ? PROT_W
+			: (access & ACC_KIND) == ACC_EXEC ? PROT_X
+							  : PROT_R;
 	bool w, u, nx;
 	gpa_t table;
 	uint64_t entry;
@@ -99,7 +101,8 @@ static int walk_tables(struct vcpu *v, gva_t la, unsigned access, struct page_wa
 
 again:
 	table = v->cr3 & (is_long ? ((1ull << X86_PHYS_BITS) - 1) & ~0xfffull
-	                  : wide ? 0xffffffe0ull : 0xfffff000ull);
+			  : wide  ? 0xffffffe0ull
+				  : 0xfffff000ull);
 	w = u = true;
 	nx = false;
 	for (unsigned l = level;; l--) {
@@ -109,12 +112,13 @@ again:
 		bool leaf;
 
 		p = ram_host(v->ram, table + index * esize, esize);
-		entry = !p ? 0
-		        : wide ? __atomic_load_n((uint64_t *)p, __ATOMIC_RELAXED)
-		               : __atomic_load_n((uint32_t *)p, __ATOMIC_RELAXED);
+		entry = !p     ? 0
+			: wide ? __atomic_load_n((uint64_t *)p, __ATOMIC_RELAXED)
+			       : __atomic_load_n((uint32_t *)p, __ATOMIC_RELAXED);
 		if (!(entry & PTE_P))
 			return page_fault(v, la, access, 0);
-		leaf = l == 1 || (!pdpte && (entry & PTE_PS) && l <= 3 && (wide || (v->cr4 & CR4_PSE)));
+		leaf = l == 1 ||
+		       (!pdpte && (entry & PTE_PS) && l <= 3 && (wide || (v->cr4 & CR4_PSE)));
 		if (wide && !pdpte && (entry & reserved_bits(v, l, leaf)))
 			return page_fault(v, la, access, PF_PRESENT | PF_RSVD);
 		if (!pdpte) {
@@ -168,8 +172,10 @@ int x86_walk(struct vcpu *v, gva_t la, unsigned access, struct page_walk *out)
 static void mmio_read(struct vcpu *v, gpa_t gpa, uint8_t *buf, unsigned len)
 {
 	while (len) {
-		unsigned n = len >= 8 && !(gpa & 7) ? 8 : len >= 4 && !(gpa & 3) ? 4
-		             : len >= 2 && !(gpa & 1) ? 2 : 1;
+		unsigned n = len >= 8 && !(gpa & 7)   ? 8
+			     : len >= 4 && !(gpa & 3) ? 4
+			     : len >= 2 && !(gpa & 1) ? 2
+						      : 1;
 		uint64_t value = v->ops->mmio_read(v->platform, gpa, n);
 
 		for (unsigned i = 0; i < n; i++)
@@ -182,8 +188,10 @@ static void mmio_read(struct vcpu *v, gpa_t gpa, uint8_t *buf, unsigned len)
 static void mmio_write(struct vcpu *v, gpa_t gpa, const uint8_t *buf, unsigned len)
 {
 	while (len) {
-		unsigned n = len >= 8 && !(gpa & 7) ? 8 : len >= 4 && !(gpa & 3) ? 4
-		             : len >= 2 && !(gpa & 1) ? 2 : 1;
+		unsigned n = len >= 8 && !(gpa & 7)   ? 8
+			     : len >= 4 && !(gpa & 3) ? 4
+			     : len >= 2 && !(gpa & 1) ? 2
+						      : 1;
 		uint64_t value = 0;
 
 		for (unsigned i = 0; i < n; i++)

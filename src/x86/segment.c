@@ -48,7 +48,8 @@ static int table_entry(struct vcpu *v, uint16_t selector, gva_t *la, unsigned si
 }
 
 /* Reads the descriptor of a non-null selector; a selector outside its table raises `vector`. */
-static int read_descriptor(struct vcpu *v, uint16_t selector, unsigned vector, uint64_t *d, gva_t *la)
+static int read_descriptor(struct vcpu *v, uint16_t selector, unsigned vector, uint64_t *d,
+			   gva_t *la)
 {
 	if (table_entry(v, selector, la, 8))
 		return x86_fault_code(v, vector, selector & 0xfffc);
@@ -171,8 +172,8 @@ void x86_set_flat_code(struct vcpu *v, uint16_t selector, unsigned dpl, bool cod
 	v->seg[SEG_CS] = (struct segment){
 	    .selector = selector,
 	    .limit = 0xffffffff,
-	    .attr = (uint16_t)(0xb | SEG_ATTR_S | dpl << SEG_ATTR_DPL_SHIFT | SEG_ATTR_P | SEG_ATTR_G |
-	                       (code64 ? SEG_ATTR_L : SEG_ATTR_DB)),
+	    .attr = (uint16_t)(0xb | SEG_ATTR_S | dpl << SEG_ATTR_DPL_SHIFT | SEG_ATTR_P |
+			       SEG_ATTR_G | (code64 ? SEG_ATTR_L : SEG_ATTR_DB)),
 	};
 }
 
@@ -181,8 +182,8 @@ void x86_set_flat_stack(struct vcpu *v, uint16_t selector, unsigned dpl)
 	v->seg[SEG_SS] = (struct segment){
 	    .selector = selector,
 	    .limit = 0xffffffff,
-	    .attr = (uint16_t)(3 | SEG_ATTR_S | dpl << SEG_ATTR_DPL_SHIFT | SEG_ATTR_P | SEG_ATTR_G |
-	                       SEG_ATTR_DB),
+	    .attr = (uint16_t)(3 | SEG_ATTR_S | dpl << SEG_ATTR_DPL_SHIFT | SEG_ATTR_P |
+			       SEG_ATTR_G | SEG_ATTR_DB),
 	};
 }
 
@@ -209,7 +210,7 @@ static int check_code(struct vcpu *v, uint16_t selector, uint64_t d, unsigned le
 	if (!(d >> 44 & 1) || !(type & 8))
 		return x86_fault_code(v, VEC_GP, selector & 0xfffc);
 	if (ret ? (conforming ? dpl > rpl : dpl != rpl)
-	        : (conforming ? dpl > level : rpl > level || dpl != level))
+		: (conforming ? dpl > level : rpl > level || dpl != level))
 		return x86_fault_code(v, VEC_GP, selector & 0xfffc);
 	if (x86_long_mode(v) && (d >> 53 & 1) && (d >> 54 & 1))
 		return x86_fault_code(v, VEC_GP, selector & 0xfffc);
@@ -220,7 +221,7 @@ static int check_code(struct vcpu *v, uint16_t selector, uint64_t d, unsigned le
 
 /* Loads CS for a transfer to `offset` at level `cpl` and sets RIP. */
 static int enter_code(struct vcpu *v, uint16_t selector, uint64_t d, gva_t la, unsigned cpl,
-                      uint64_t offset)
+		      uint64_t offset)
 {
 	bool code64 = x86_long_mode(v) && (d >> 53 & 1);
 
@@ -254,7 +255,7 @@ int x86_far_jump(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned si
 }
 
 int x86_far_call(struct vcpu *v, uint16_t selector, uint64_t offset, unsigned size,
-                 uint64_t rip_next)
+		 uint64_t rip_next)
 {
 	uint64_t rsp = v->regs[GPR_RSP];
 	struct segment cs = v->seg[SEG_CS], new_cs;
@@ -289,7 +290,8 @@ static void drop_data_segments(struct vcpu *v, unsigned cpl)
 		struct segment *s = &v->seg[segs[i]];
 		bool conforming = (s->attr & 0xc) == 0xc;
 
-		if ((s->attr & SEG_UNUSABLE) || (s->attr >> SEG_ATTR_DPL_SHIFT & 3u) >= cpl || conforming)
+		if ((s->attr & SEG_UNUSABLE) || (s->attr >> SEG_ATTR_DPL_SHIFT & 3u) >= cpl ||
+		    conforming)
 			continue;
 		s->selector = 0;
 		s->attr = SEG_UNUSABLE;
@@ -298,7 +300,7 @@ static void drop_data_segments(struct vcpu *v, unsigned cpl)
 
 /* The common end of RETF and IRET: to `selector`:`offset`, and to another stack if `new_stack`. */
 static int return_to(struct vcpu *v, uint16_t selector, uint64_t offset, bool new_stack,
-                     uint16_t ss, uint64_t rsp)
+		     uint16_t ss, uint64_t rsp)
 {
 	unsigned cpl = x86_cpl(v), rpl = selector & 3;
 	struct segment old_ss = v->seg[SEG_SS], old_cs = v->seg[SEG_CS];
@@ -325,7 +327,8 @@ static int return_to(struct vcpu *v, uint16_t selector, uint64_t offset, bool ne
 	} else {
 		if (read_descriptor(v, ss, VEC_GP, &sd, &sla))
 			goto undo;
-		if ((ss & 3) != rpl || (sd >> 45 & 3) != rpl || !(sd >> 44 & 1) || (sd >> 40 & 0xa) != 2)
+		if ((ss & 3) != rpl || (sd >> 45 & 3) != rpl || !(sd >> 44 & 1) ||
+		    (sd >> 40 & 0xa) != 2)
 			goto bad_ss;
 		if (!(sd >> 47 & 1)) {
 			x86_fault_code(v, VEC_SS, ss & 0xfffc);
@@ -336,8 +339,8 @@ static int return_to(struct vcpu *v, uint16_t selector, uint64_t offset, bool ne
 		set_segment(&v->seg[SEG_SS], ss, sd);
 	}
 	v->regs[GPR_RSP] = v->seg[SEG_SS].attr & SEG_ATTR_DB || x86_code64(v)
-	                       ? rsp
-	                       : (v->regs[GPR_RSP] & ~0xffffull) | (rsp & 0xffff);
+			       ? rsp
+			       : (v->regs[GPR_RSP] & ~0xffffull) | (rsp & 0xffff);
 	if (rpl > cpl)
 		drop_data_segments(v, rpl);
 	return 0;
@@ -379,8 +382,8 @@ int x86_iret(struct vcpu *v, unsigned size)
 {
 	uint64_t old_rsp = v->regs[GPR_RSP], rip, cs, flags, rsp = 0, ss = 0;
 	unsigned cpl = x86_cpl(v);
-	uint64_t change = RFLAGS_ARITH | RFLAGS_TF | RFLAGS_DF | RFLAGS_NT | RFLAGS_RF | RFLAGS_AC |
-	                  RFLAGS_ID;
+	uint64_t change =
+	    RFLAGS_ARITH | RFLAGS_TF | RFLAGS_DF | RFLAGS_NT | RFLAGS_RF | RFLAGS_AC | RFLAGS_ID;
 	bool new_stack;
 
 	if ((v->rflags & RFLAGS_NT) && x86_protected(v))

@@ -19,8 +19,10 @@ void vcpu_reset(struct vcpu *v)
 	v->rflags = RFLAGS_FIXED;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		v->seg[i] = data;
-	v->seg[SEG_CS] = (struct segment){.selector = 0xf000, .base = 0xffff0000, .limit = 0xffff,
-	                                  .attr = SEG_ATTR_P | SEG_ATTR_S | 0xb};
+	v->seg[SEG_CS] = (struct segment){.selector = 0xf000,
+					  .base = 0xffff0000,
+					  .limit = 0xffff,
+					  .attr = SEG_ATTR_P | SEG_ATTR_S | 0xb};
 	v->ldt = (struct segment){.limit = 0xffff, .attr = SEG_ATTR_P | 2};
 	v->tr = (struct segment){.limit = 0xffff, .attr = SEG_ATTR_P | 0xb};
 	v->gdt = v->idt = (struct desc_table){.limit = 0xffff};
@@ -34,7 +36,7 @@ void vcpu_reset(struct vcpu *v)
 	v->sysenter_cs = v->sysenter_esp = v->sysenter_eip = 0;
 	v->pat = 0x0007040600070406ull;
 	v->tsc_aux = v->spec_ctrl = v->tsc_adjust = 0;
-	v->misc_enable = 1; /* fast strings */
+	v->misc_enable = 1;       /* fast strings */
 	v->mtrr_def_type = 0xc06; /* enabled, write-back */
 	memset(v->mtrr_fixed, 6, sizeof(v->mtrr_fixed));
 	memset(v->mtrr_var, 0, sizeof(v->mtrr_var));
@@ -50,7 +52,7 @@ void vcpu_reset(struct vcpu *v)
 }
 
 void vcpu_set_long_mode(struct vcpu *v, gva_t rip, gpa_t cr3, struct desc_table gdt,
-                        uint16_t code_selector, uint16_t data_selector)
+			uint16_t code_selector, uint16_t data_selector)
 {
 	v->cr0 = CR0_PE | CR0_PG | CR0_ET | CR0_NE | CR0_WP | CR0_MP;
 	v->cr3 = cr3;
@@ -91,13 +93,13 @@ void vcpu_set_protected_mode(struct vcpu *v, uint32_t rip)
 void vcpu_describe(const struct vcpu *v, char *text, size_t size)
 {
 	const char *mode = !x86_protected(v)  ? "real mode"
-	                   : x86_code64(v)    ? "64-bit mode"
-	                   : x86_long_mode(v) ? "compatibility mode"
-	                                      : "protected mode";
+			   : x86_code64(v)    ? "64-bit mode"
+			   : x86_long_mode(v) ? "compatibility mode"
+					      : "protected mode";
 
-	snprintf(text, size, "cpu %u in %s at cs:rip %04x:%#llx, cpl %u, cr2 %#llx, cr3 %#llx", v->index,
-	         mode, v->seg[SEG_CS].selector, (unsigned long long)v->rip, x86_cpl(v),
-	         (unsigned long long)v->cr2, (unsigned long long)v->cr3);
+	snprintf(text, size, "cpu %u in %s at cs:rip %04x:%#llx, cpl %u, cr2 %#llx, cr3 %#llx",
+		 v->index, mode, v->seg[SEG_CS].selector, (unsigned long long)v->rip, x86_cpl(v),
+		 (unsigned long long)v->cr2, (unsigned long long)v->cr3);
 }
 
 /* A stream may come from anywhere: what the engines trust is checked or masked here. */
@@ -125,26 +127,61 @@ static int vcpu_loaded(void *object, struct error *err)
 	return 0;
 }
 
-#define SEGMENT(m)                                                                                  \
-	STATE_U64(struct vcpu, m.base), STATE_U32(struct vcpu, m.limit),                            \
+#define SEGMENT(m)                                                       \
+	STATE_U64(struct vcpu, m.base), STATE_U32(struct vcpu, m.limit), \
 	    STATE_U16(struct vcpu, m.selector), STATE_U16(struct vcpu, m.attr)
 #define TABLE(m) STATE_U64(struct vcpu, m.base), STATE_U32(struct vcpu, m.limit)
 #define U64(m) STATE_U64(struct vcpu, m)
 #define U8(m) STATE_U8(struct vcpu, m)
 
 static const struct state_field vcpu_fields[] = {
-    U64(regs), U64(rip), U64(rflags),
-    SEGMENT(seg[SEG_ES]), SEGMENT(seg[SEG_CS]), SEGMENT(seg[SEG_SS]), SEGMENT(seg[SEG_DS]),
-    SEGMENT(seg[SEG_FS]), SEGMENT(seg[SEG_GS]), SEGMENT(ldt), SEGMENT(tr),
-    TABLE(gdt), TABLE(idt),
-    U64(cr0), U64(cr2), U64(cr3), U64(cr4), U64(efer), U64(xcr0), U64(dr), U64(dr6), U64(dr7),
-    U64(star), U64(lstar), U64(cstar), U64(sfmask), U64(kernel_gs_base),
-    U64(sysenter_cs), U64(sysenter_esp), U64(sysenter_eip),
-    U64(pat), U64(tsc_aux), U64(misc_enable), U64(spec_ctrl), U64(mtrr_def_type), U64(tsc_adjust),
-    U64(mtrr_fixed), U64(mtrr_var), STATE_FIELD(struct vcpu, tsc_offset, int64_t, STATE_TYPE_U64, 1),
+    U64(regs),
+    U64(rip),
+    U64(rflags),
+    SEGMENT(seg[SEG_ES]),
+    SEGMENT(seg[SEG_CS]),
+    SEGMENT(seg[SEG_SS]),
+    SEGMENT(seg[SEG_DS]),
+    SEGMENT(seg[SEG_FS]),
+    SEGMENT(seg[SEG_GS]),
+    SEGMENT(ldt),
+    SEGMENT(tr),
+    TABLE(gdt),
+    TABLE(idt),
+    U64(cr0),
+    U64(cr2),
+    U64(cr3),
+    U64(cr4),
+    U64(efer),
+    U64(xcr0),
+    U64(dr),
+    U64(dr6),
+    U64(dr7),
+    U64(star),
+    U64(lstar),
+    U64(cstar),
+    U64(sfmask),
+    U64(kernel_gs_base),
+    U64(sysenter_cs),
+    U64(sysenter_esp),
+    U64(sysenter_eip),
+    U64(pat),
+    U64(tsc_aux),
+    U64(misc_enable),
+    U64(spec_ctrl),
+    U64(mtrr_def_type),
+    U64(tsc_adjust),
+    U64(mtrr_fixed),
+    U64(mtrr_var),
+    STATE_FIELD(struct vcpu, tsc_offset, int64_t, STATE_TYPE_U64, 1),
     STATE_U32(struct vcpu, run_state),
-    U8(nmi_pending), U8(nmi_blocked), U8(irq_shadow), U8(sipi_vector),
-    U8(event_vector), U8(event_has_error), U8(event_soft),
+    U8(nmi_pending),
+    U8(nmi_blocked),
+    U8(irq_shadow),
+    U8(sipi_vector),
+    U8(event_vector),
+    U8(event_has_error),
+    U8(event_soft),
     STATE_U32(struct vcpu, event_error),
     STATE_BYTES(struct vcpu, xsave),
 };

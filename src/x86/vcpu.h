@@ -18,8 +18,25 @@
 struct ram;
 struct vcpu;
 
-enum { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI,
-       GPR_R8, GPR_R9, GPR_R10, GPR_R11, GPR_R12, GPR_R13, GPR_R14, GPR_R15, GPR_COUNT };
+enum {
+	GPR_RAX,
+	GPR_RCX,
+	GPR_RDX,
+	GPR_RBX,
+	GPR_RSP,
+	GPR_RBP,
+	GPR_RSI,
+	GPR_RDI,
+	GPR_R8,
+	GPR_R9,
+	GPR_R10,
+	GPR_R11,
+	GPR_R12,
+	GPR_R13,
+	GPR_R14,
+	GPR_R15,
+	GPR_COUNT
+};
 
 /* In the order of the instruction encoding (Sreg field). */
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_COUNT };
@@ -124,8 +141,9 @@ struct vcpu {
 	struct ram *ram;
 	const struct cpu_model *model; /* x86/cpuid.h; outlives the vcpu */
 	const struct platform_ops *ops;
-	void *platform;               /* passed to ops */
-	void (*wake)(struct vcpu *v); /* called by vcpu_attention when set: wake a sleeping worker */
+	void *platform; /* passed to ops */
+	void (*wake)(
+	    struct vcpu *v); /* called by vcpu_attention when set: wake a sleeping worker */
 	void *wake_data;
 };
 
@@ -146,7 +164,7 @@ static inline void vcpu_attention(struct vcpu *v, uint32_t bits)
 /* Puts the vcpu into 64-bit mode as a boot protocol asks: paging with root `cr3`, flat segments from
  * the given GDT selectors, interrupts off.  Kernel entry points of boot.c use it. */
 void vcpu_set_long_mode(struct vcpu *v, gva_t rip, gpa_t cr3, struct desc_table gdt,
-                        uint16_t code_selector, uint16_t data_selector);
+			uint16_t code_selector, uint16_t data_selector);
 /* The same for PVH: 32-bit protected mode, paging off, flat segments. */
 void vcpu_set_protected_mode(struct vcpu *v, uint32_t rip);
 

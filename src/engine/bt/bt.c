@@ -10,7 +10,7 @@
 #include "engine/bt/interp.h"
 #include "x86/cpuid.h"
 
-#define STUB_BYTES ALIGN_UP((size_t)ICACHE_ENTRIES * STUB_SIZE, (size_t)GUEST_PAGE_SIZE)
+#define STUB_BYTES ALIGN_UP((size_t)ICACHE_ENTRIES *STUB_SIZE, (size_t)GUEST_PAGE_SIZE)
 
 /* Offsets and sizes of XSAVE components in the standard format (CPUID leaf 0xd). */
 static uint32_t component_offset[8] = {0, 160}, component_size[8] = {160, 256};
@@ -50,8 +50,9 @@ static int bt_probe(struct error *err)
 
 	__cpuid(1, a, b, c, d);
 	if (!(c >> 27 & 1))
-		return error_set(err, ENOTSUP,
-		                 "this host CPU or its kernel has no XSAVE: engine bt cannot run here");
+		return error_set(
+		    err, ENOTSUP,
+		    "this host CPU or its kernel has no XSAVE: engine bt cannot run here");
 	return 0;
 }
 
@@ -65,7 +66,7 @@ static void machine_destroy(struct engine_machine *em)
 }
 
 static struct engine_machine *machine_create(struct ram *ram, const struct engine_config *config,
-                                             struct error *err)
+					     struct error *err)
 {
 	struct bt_machine *m;
 
@@ -109,7 +110,8 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	struct bt_vcpu *bv;
 
 	if (m->nvcpus == ARRAY_SIZE(m->vcpus)) {
-		error_set(err, EINVAL, "engine bt has room for %zu vcpus a machine", ARRAY_SIZE(m->vcpus));
+		error_set(err, EINVAL, "engine bt has room for %zu vcpus a machine",
+			  ARRAY_SIZE(m->vcpus));
 		return NULL;
 	}
 	bv = aligned_alloc(64, ALIGN_UP(sizeof(*bv), (size_t)64));
@@ -123,7 +125,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	bv->m = m;
 	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
 	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
-	                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!bv->icache || bv->stubs == MAP_FAILED || bt_space_init(bv, err)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu's translation buffers");
 		if (bv->stubs != MAP_FAILED)
@@ -184,13 +186,13 @@ static void print_interpreted(const struct bt_stats *st, FILE *out)
 		if (st->interp_by_mnemonic[best] >= seen || !st->interp_by_mnemonic[best])
 			break;
 		seen = st->interp_by_mnemonic[best];
-		fprintf(out, "bt.interpreted.%s %llu\n", ZydisMnemonicGetString((ZydisMnemonic)best),
-		        (unsigned long long)seen);
+		fprintf(out, "bt.interpreted.%s %llu\n",
+			ZydisMnemonicGetString((ZydisMnemonic)best), (unsigned long long)seen);
 	}
 }
 
 static const char *const site_names[SITE_KINDS] = {
-    [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",   [SITE_WRITE] = "tlb_write",
+    [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",    [SITE_WRITE] = "tlb_write",
     [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross", [SITE_LINK] = "link",
     [SITE_POLL] = "poll",
 };
@@ -221,7 +223,8 @@ static void stats(struct engine_machine *em, FILE *out)
 	COUNTER(unknown_insns);
 #undef COUNTER
 	for (unsigned i = SITE_LOOKUP; i < SITE_KINDS; i++)
-		fprintf(out, "bt.exits.%s %llu\n", site_names[i], (unsigned long long)st->exits_by[i]);
+		fprintf(out, "bt.exits.%s %llu\n", site_names[i],
+			(unsigned long long)st->exits_by[i]);
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && st->unknown[i][0]; i++)
 		fprintf(out, "bt.unknown.%s 1\n", st->unknown[i]);
 	print_interpreted(st, out);

@@ -52,7 +52,7 @@ struct jump_cache {
 	struct jump_entry entry[JUMP_ENTRIES];
 	uint32_t fills; /* since the last reset; past FILL_LOG the log does not name them all */
 	uint16_t log[FILL_LOG];
-	bool local;     /* some entry's page is not global */
+	bool local; /* some entry's page is not global */
 };
 
 #define PAGE_IDS 512
@@ -68,7 +68,7 @@ enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
 struct bt_space {
 	struct tlb_entry tlb[TLB_ENTRIES];
-	struct jump_cache jump; /* of a user space */
+	struct jump_cache jump;     /* of a user space */
 	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
 	 * entries it touches everything. */
@@ -96,7 +96,7 @@ struct icache_entry {
 	struct insn in;
 	bool valid;
 	bool has_stub;
-	uint8_t stub_base; /* register that holds the operand's address in the stub */
+	uint8_t stub_base;        /* register that holds the operand's address in the stub */
 	uint64_t stub_generation; /* of the code cache whose thunks the stub uses */
 };
 
@@ -106,35 +106,39 @@ struct bt_block;
 
 enum site_kind {
 	SITE_NONE,
-	SITE_STUB,   /* end of an interpreter stub */
-	SITE_FAULT,  /* a host signal in a stub or in translated code; see bv->trap */
-	SITE_LOOKUP, /* go to v.rip */
-	SITE_FIXED,  /* kinds above have fixed numbers; records start here */
+	SITE_STUB,              /* end of an interpreter stub */
+	SITE_FAULT,             /* a host signal in a stub or in translated code; see bv->trap */
+	SITE_LOOKUP,            /* go to v.rip */
+	SITE_FIXED,             /* kinds above have fixed numbers; records start here */
 	SITE_READ = SITE_FIXED, /* data TLB miss */
 	SITE_WRITE,
 	SITE_INTERP, /* interpret the instruction, then go on behind it */
-	SITE_CROSS,  /* the second page of a crossing instruction is not the one translated: interpret */
-	SITE_LINK,   /* direct jump not linked yet */
-	SITE_POLL,   /* attention at a loop edge */
+	SITE_CROSS, /* the second page of a crossing instruction is not the one translated: interpret */
+	SITE_LINK, /* direct jump not linked yet */
+	SITE_POLL, /* attention at a loop edge */
 	SITE_KINDS
 };
 
 struct bt_site {
 	struct bt_block *block;
-	uint64_t target;    /* LINK, POLL: rip to go to */
-	uint32_t host_off;  /* READ, WRITE: retry here; LINK: the rel32 to patch */
-	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
-	uint16_t guest_off;   /* of the instruction in the block */
-	uint8_t kind, size;   /* size: bytes accessed */
-	uint8_t pair, flags;  /* LINK: state at the exit */
+	uint64_t target;   /* LINK, POLL: rip to go to */
+	uint32_t host_off; /* READ, WRITE: retry here; LINK: the rel32 to patch */
+	uint32_t
+	    after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
+	uint16_t guest_off;  /* of the instruction in the block */
+	uint8_t kind, size;  /* size: bytes accessed */
+	uint8_t pair, flags; /* LINK: state at the exit */
 	uint8_t linked;
-	uint8_t merged;      /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
-	uint8_t failures;    /* merged: how often it did; MERGE_FAILURES make the block anew without merging */
-	uint8_t no_retry;    /* READ, WRITE: second access of its instruction; a retry could evict the first */
-	uint32_t guard_id;   /* LINK: binding whose list `guarded` it is on, 0 = none */
+	uint8_t
+	    merged; /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
+	uint8_t
+	    failures; /* merged: how often it did; MERGE_FAILURES make the block anew without merging */
+	uint8_t
+	    no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
+	uint32_t guard_id;          /* LINK: binding whose list `guarded` it is on, 0 = none */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
-	uint32_t next_in;    /* LINK: next site linked to the same block */
-	uint32_t next_guard; /* LINK: next site linked unchecked into the same page */
+	uint32_t next_in;           /* LINK: next site linked to the same block */
+	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
 };
 
 enum flags_state { FLAGS_HOST, FLAGS_MEM };
@@ -185,7 +189,8 @@ struct bt_binding {
 #define BINDING_HASH (1u << 12)
 
 struct bt_stats {
-	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks, unmerged_blocks;
+	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks,
+	    unmerged_blocks;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t faults, interrupts, page_crossings, signals;
@@ -198,9 +203,9 @@ struct bt_machine {
 	uint64_t cache_bytes;
 	uint8_t *code; /* RWX: thunks, hot code, cold code */
 	uint8_t *hot, *hot_end, *cold, *cold_end;
-	const uint8_t *lookup_exit;     /* leaves for SITE_LOOKUP; what empty jump entries hold */
-	uint8_t *exit_thunk[2][256];    /* [flags][pair], made when first needed */
-	uint8_t *miss_thunk[2][256];    /* [write][pair] */
+	const uint8_t *lookup_exit;  /* leaves for SITE_LOOKUP; what empty jump entries hold */
+	uint8_t *exit_thunk[2][256]; /* [flags][pair], made when first needed */
+	uint8_t *miss_thunk[2][256]; /* [write][pair] */
 	struct bt_site *sites;
 	uint32_t nsites, max_sites;
 	struct bt_block *blocks;
@@ -211,13 +216,14 @@ struct bt_machine {
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
-	uint64_t unmerged[UNMERGED_BITS / 64]; /* by a hash of gpa: blocks to make without merged checks */
+	uint64_t unmerged[UNMERGED_BITS /
+			  64];   /* by a hash of gpa: blocks to make without merged checks */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
 	uint64_t generation; /* counts flushes of the whole cache */
-	uint8_t mode;        /* what the code was translated for: bit n = vector class n may run ... */
-#define MODE_USER_TSC 0x80u /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
+	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
+#define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
 	struct bt_stats stats;
 };
@@ -228,16 +234,16 @@ struct bt_vcpu {
 	/* reached from translated code */
 	uint64_t host_rsp;
 	uint64_t enter_pc;
-	uint16_t arith;  /* AH as LAHF gives it in the high byte, OF in the low */
+	uint16_t arith; /* AH as LAHF gives it in the high byte, OF in the low */
 	uint16_t pad0[3];
-	uint64_t arg;    /* READ, WRITE: guest-virtual address */
-	uint64_t spill;  /* scratch of multi-access sequences */
+	uint64_t arg;   /* READ, WRITE: guest-virtual address */
+	uint64_t spill; /* scratch of multi-access sequences */
 	struct bt_space *space;
-	struct jump_cache *jumps; /* the current one */
+	struct jump_cache *jumps;                        /* the current one */
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
 	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
-	uint8_t irq_wait; /* an interrupt may be deliverable once IF is set */
+	uint8_t irq_wait;          /* an interrupt may be deliverable once IF is set */
 
 	/* C only */
 	struct bt_machine *m;
@@ -291,17 +297,17 @@ bool bt_vector_allowed(const struct vcpu *v, enum insn_vec vec);
 /* space.c: address spaces */
 int bt_space_init(struct bt_vcpu *bv, struct error *err);
 void bt_space_free(struct bt_vcpu *bv);
-void bt_space_select(struct bt_vcpu *bv);                 /* sets `space` for the current state */
+void bt_space_select(struct bt_vcpu *bv); /* sets `space` for the current state */
 int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global);
-void bt_space_flush_all(struct bt_vcpu *bv);              /* every entry of every space */
+void bt_space_flush_all(struct bt_vcpu *bv);                 /* every entry of every space */
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
-void bt_space_flush_page(struct bt_vcpu *bv, gva_t va);   /* in every space */
+void bt_space_flush_page(struct bt_vcpu *bv, gva_t va); /* in every space */
 void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
-void bt_space_drop_writes(struct bt_machine *m, gpa_t page); /* the page became code */
+void bt_space_drop_writes(struct bt_machine *m, gpa_t page);  /* the page became code */
 void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip); /* the code at rip went */
-void bt_space_forget_code(struct bt_machine *m);           /* all code went */
+void bt_space_forget_code(struct bt_machine *m);              /* all code went */
 
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_machine *m, struct error *err);
@@ -310,10 +316,10 @@ void bt_cache_flush(struct bt_machine *m);
 /* Makes room for one more block, by a flush if need be. */
 void bt_cache_reserve(struct bt_machine *m);
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-                               unsigned pair, unsigned flags);
+			       unsigned pair, unsigned flags);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
 struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-                              unsigned *count);
+			      unsigned *count);
 struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
 void bt_block_insert(struct bt_machine *m, struct bt_block *b);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
@@ -329,7 +335,7 @@ struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);
 /* Links the direct jump `site` to block `to`, whose page is `binding`.  same_page: source and target
  * lie in one virtual page; global: the mapping outlives address spaces. */
 void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
-             bool same_page, bool global);
+	     bool same_page, bool global);
 /* A mapping that may have been global went: links that relied on it are checked again. */
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all);
 const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair);
@@ -341,7 +347,7 @@ struct trans *bt_trans_create(void);
  * instruction must be interpreted.  An instruction that goes on in the next page is translated for
  * the canonical state only, and only if `second`, that page's binding, is given. */
 struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
-                              unsigned flags, const struct bt_binding *second);
+			      unsigned flags, const struct bt_binding *second);
 
 /* fault.c */
 int bt_signals_init(struct error *err);

@@ -26,13 +26,13 @@
 
 static void *map_array(size_t bytes, struct error *err)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-	               -1, 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p != MAP_FAILED)
 		return p;
 	error_set(err, ENOMEM, "cannot map %zu MiB for the code cache: give less with --code-cache",
-	          bytes >> 20);
+		  bytes >> 20);
 	return NULL;
 }
 
@@ -61,7 +61,8 @@ static void code_reset(struct bt_machine *m)
 		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
 		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	}
-	bt_exit_thunk(m, FLAGS_HOST, PAIR_NONE); /* the interpreter's stubs count on its being there */
+	bt_exit_thunk(m, FLAGS_HOST,
+		      PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
 
 int bt_cache_init(struct bt_machine *m, struct error *err)
@@ -69,20 +70,22 @@ int bt_cache_init(struct bt_machine *m, struct error *err)
 	uint64_t bytes = m->cache_bytes ? m->cache_bytes : CACHE_DEFAULT;
 
 	if (bytes < CACHE_MIN || bytes > GiB)
-		return error_set(err, EINVAL, "a code cache of %llu KiB is out of range: give 4M to 1G",
-		                 (unsigned long long)(bytes / KiB));
+		return error_set(err, EINVAL,
+				 "a code cache of %llu KiB is out of range: give 4M to 1G",
+				 (unsigned long long)(bytes / KiB));
 	m->cache_bytes = bytes;
 	m->max_sites = (uint32_t)(bytes / 40);
 	m->max_blocks = (uint32_t)(bytes / 64);
 	m->max_maps = (uint32_t)(bytes / 16);
 	m->code = mmap(NULL, bytes, PROT_READ | PROT_WRITE | PROT_EXEC,
-	               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->code == MAP_FAILED) {
 		m->code = NULL;
-		return error_set(err, errno,
-		                 "cannot map writable and executable memory for the translator (%s): "
-		                 "allow it in this host's security policy or give less with --code-cache",
-		                 strerror(errno));
+		return error_set(
+		    err, errno,
+		    "cannot map writable and executable memory for the translator (%s): "
+		    "allow it in this host's security policy or give less with --code-cache",
+		    strerror(errno));
 	}
 	m->sites = map_array(m->max_sites * sizeof(*m->sites), err);
 	m->blocks = map_array(m->max_blocks * sizeof(*m->blocks), err);
@@ -181,8 +184,8 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 
 void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
 {
-	static const uint8_t low_first[] = {GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI, GPR_RDI, GPR_RAX,
-	                                    GPR_R8, GPR_R9, GPR_R10};
+	static const uint8_t low_first[] = {GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI,
+					    GPR_RDI, GPR_RAX, GPR_R8,  GPR_R9,  GPR_R10};
 	struct emit out = {stub};
 	unsigned i = 0;
 
@@ -208,7 +211,7 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa)
 }
 
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-                               unsigned pair, unsigned flags)
+			       unsigned pair, unsigned flags)
 {
 	struct bt_block *b = m->hash[block_hash(rip, gpa)], *close = NULL;
 
@@ -224,7 +227,7 @@ struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bo
 }
 
 struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-                              unsigned *count)
+			      unsigned *count)
 {
 	struct bt_block *found = NULL;
 
@@ -378,8 +381,11 @@ struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gp
 	if (m->nbindings == MAX_BINDINGS)
 		bt_cache_flush(m);
 	b = &m->binding_pool[m->nbindings];
-	*b = (struct bt_binding){.vpage = vpage, .gpa = gpa, .id = m->nbindings++, .user = user,
-	                         .hash_next = m->bindings[h]};
+	*b = (struct bt_binding){.vpage = vpage,
+				 .gpa = gpa,
+				 .id = m->nbindings++,
+				 .user = user,
+				 .hash_next = m->bindings[h]};
 	m->bindings[h] = b;
 	if (b->id > m->top_binding)
 		m->top_binding = b->id;
@@ -407,7 +413,7 @@ static void put_canonical(struct emit *e, unsigned pair, unsigned flags)
 
 /* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
 static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const uint8_t *leave,
-                      const struct bt_binding *binding)
+		      const struct bt_binding *binding)
 {
 	uint8_t *hit = e_test_shows(e, site->pair & 15, binding->id, CC_NE);
 
@@ -443,7 +449,7 @@ static void list_remove_guard(struct bt_machine *m, uint32_t n)
 }
 
 void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_binding *binding,
-             bool same_page, bool global)
+	     bool same_page, bool global)
 {
 	struct bt_site *site = &m->sites[n];
 	bool check = !same_page && !global;
@@ -515,7 +521,8 @@ void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 				check_guarded(bv, &m->binding_pool[i]);
 		return;
 	}
-	for (struct bt_binding *b = bt_binding_chain(m, va >> GUEST_PAGE_SHIFT); b; b = b->hash_next)
+	for (struct bt_binding *b = bt_binding_chain(m, va >> GUEST_PAGE_SHIFT); b;
+	     b = b->hash_next)
 		if (b->guarded && b->vpage == va >> GUEST_PAGE_SHIFT)
 			check_guarded(bv, b);
 }

@@ -181,7 +181,7 @@ static bool is_gpr(ZydisRegister r)
 static unsigned segment_number(ZydisRegister r)
 {
 	return r >= ZYDIS_REGISTER_ES && r <= ZYDIS_REGISTER_GS ? (unsigned)(r - ZYDIS_REGISTER_ES)
-	                                                        : SEG_DS;
+								: SEG_DS;
 }
 
 static void note_memory(struct insn *in, const ZydisDecodedOperand *op)
@@ -192,17 +192,19 @@ static void note_memory(struct insn *in, const ZydisDecodedOperand *op)
 	in->agen = op->mem.type == ZYDIS_MEMOP_TYPE_AGEN;
 	in->mem_size = (uint16_t)(op->size / 8);
 	in->mem_base = base == ZYDIS_REGISTER_NONE ? GPR_NONE
-	               : base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP
-	                   ? GPR_RIP
-	                   : (uint8_t)gpr_number(base);
+		       : base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP
+			   ? GPR_RIP
+			   : (uint8_t)gpr_number(base);
 	in->mem_index = index == ZYDIS_REGISTER_NONE ? GPR_NONE : (uint8_t)gpr_number(index);
 	if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
 		in->vsib = (uint8_t)ZydisRegisterGetId(index);
 	in->mem_scale = op->mem.scale ? op->mem.scale : 1;
 	in->mem_seg = (uint8_t)segment_number(op->mem.segment);
 	in->disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
-	in->mem_read = !!(op->actions & (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD));
-	in->mem_write = !!(op->actions & (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE));
+	in->mem_read =
+	    !!(op->actions & (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD));
+	in->mem_write =
+	    !!(op->actions & (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE));
 }
 
 static bool is_plain_move(ZydisMnemonic m)
@@ -225,7 +227,8 @@ static bool is_plain_move(ZydisMnemonic m)
 }
 
 /* After note_memory: what masks the operand. */
-static void note_mask(struct insn *in, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op)
+static void note_mask(struct insn *in, const ZydisDecodedInstruction *zi,
+		      const ZydisDecodedOperand *op)
 {
 	if (in->agen || in->vsib)
 		return;
@@ -242,11 +245,12 @@ static void note_mask(struct insn *in, const ZydisDecodedInstruction *zi, const 
 		return;
 	default: break;
 	}
-	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !zi->raw.evex.aaa || in->mem_size > 64 ||
-	    op->element_size < 8)
+	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !zi->raw.evex.aaa ||
+	    in->mem_size > 64 || op->element_size < 8)
 		return;
 	/* Elsewhere the mask is of the destination, whose elements need not be the operand's. */
-	if (zi->meta.category == ZYDIS_CATEGORY_COMPRESS || zi->meta.category == ZYDIS_CATEGORY_EXPAND)
+	if (zi->meta.category == ZYDIS_CATEGORY_COMPRESS ||
+	    zi->meta.category == ZYDIS_CATEGORY_EXPAND)
 		in->mask_kind = MASK_PACKED;
 	else if (in->mem_write || is_plain_move(zi->mnemonic))
 		in->mask_kind = MASK_OPMASK;
@@ -320,12 +324,14 @@ static enum insn_vec vector_class(const ZydisDecodedInstruction *zi, const Zydis
 		if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
 			continue;
 		if (ops[i].reg.value == ZYDIS_REGISTER_MXCSR)
-			c = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
+			c = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX
+									   : VECTOR_SSE;
 		switch (ZydisRegisterGetClass(ops[i].reg.value)) {
 		case ZYDIS_REGCLASS_X87: c = VECTOR_X87; break;
 		case ZYDIS_REGCLASS_MMX: c = VECTOR_MMX; break;
 		case ZYDIS_REGCLASS_XMM:
-			c = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
+			c = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX
+									   : VECTOR_SSE;
 			break;
 		case ZYDIS_REGCLASS_YMM: c = VECTOR_AVX; break;
 		case ZYDIS_REGCLASS_ZMM:
@@ -342,9 +348,11 @@ static enum insn_vec vector_class(const ZydisDecodedInstruction *zi, const Zydis
 		case ZYDIS_CATEGORY_SSE: return VECTOR_SSE; /* LDMXCSR and STMXCSR */
 		case ZYDIS_CATEGORY_AVX: return VECTOR_AVX; /* VZEROUPPER, VLDMXCSR */
 		case ZYDIS_CATEGORY_CONVERT: /* CVTSS2SI r, m touches MXCSR though it names no XMM register */
-			if (zi->meta.isa_ext == ZYDIS_ISA_EXT_BASE || zi->meta.isa_ext == ZYDIS_ISA_EXT_LONGMODE)
+			if (zi->meta.isa_ext == ZYDIS_ISA_EXT_BASE ||
+			    zi->meta.isa_ext == ZYDIS_ISA_EXT_LONGMODE)
 				return VECTOR_NONE;
-			return zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX : VECTOR_SSE;
+			return zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? VECTOR_AVX
+									      : VECTOR_SSE;
 		default: break;
 		}
 	}
@@ -385,10 +393,11 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 	write = (f->modified | f->set_0 | f->set_1 | f->undefined) & RFLAGS_ARITH;
 	read = f->tested & RFLAGS_ARITH;
 	/* A shift or rotate by zero leaves every flag alone. */
-	if (zi->meta.category == ZYDIS_CATEGORY_SHIFT || zi->meta.category == ZYDIS_CATEGORY_ROTATE) {
+	if (zi->meta.category == ZYDIS_CATEGORY_SHIFT ||
+	    zi->meta.category == ZYDIS_CATEGORY_ROTATE) {
 		bool sure = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
-		            ((zi->opcode & 0xfe) == 0xd0 ||
-		             (zi->raw.imm[0].size && (zi->raw.imm[0].value.u & 31)));
+			    ((zi->opcode & 0xfe) == 0xd0 ||
+			     (zi->raw.imm[0].size && (zi->raw.imm[0].value.u & 31)));
 
 		if (!sure)
 			read |= write;
@@ -473,8 +482,8 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	in->addrsize = zi.address_width / 8;
 	in->lock = !!(zi.attributes & ZYDIS_ATTRIB_HAS_LOCK);
 	in->rep = zi.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? 0xf3
-	          : zi.attributes & ZYDIS_ATTRIB_HAS_REPNE                      ? 0xf2
-	                                                                        : 0;
+		  : zi.attributes & ZYDIS_ATTRIB_HAS_REPNE                       ? 0xf2
+										 : 0;
 	for (unsigned i = 0; i < zi.operand_count; i++) {
 		const ZydisDecodedOperand *op = &ops[i];
 
@@ -490,7 +499,8 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 			if (op->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
 				note_memory(in, op);
 				note_mask(in, &zi, op);
-			} else if (op->mem.segment != ZYDIS_REGISTER_ES && op->mem.segment != ZYDIS_REGISTER_SS)
+			} else if (op->mem.segment != ZYDIS_REGISTER_ES &&
+				   op->mem.segment != ZYDIS_REGISTER_SS)
 				in->string_seg = (uint8_t)segment_number(op->mem.segment);
 		}
 	}
@@ -519,11 +529,14 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	if (in->kind == INSN_NATIVE) {
 		/* Moves to and from segment, control and debug registers. */
 		for (unsigned i = 0; i < in->nops; i++)
-			if (in->op[i].type == OP_SEG || in->op[i].type == OP_CR || in->op[i].type == OP_DR)
+			if (in->op[i].type == OP_SEG || in->op[i].type == OP_CR ||
+			    in->op[i].type == OP_DR)
 				in->kind = INSN_SPECIAL;
-		if (zi.meta.category == ZYDIS_CATEGORY_BITBYTE && in->has_mem && in->op[1].type == OP_GPR)
+		if (zi.meta.category == ZYDIS_CATEGORY_BITBYTE && in->has_mem &&
+		    in->op[1].type == OP_GPR)
 			in->bitmem = 1;
-		if (zi.encoding == ZYDIS_INSTRUCTION_ENCODING_XOP || zi.encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW ||
+		if (zi.encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ||
+		    zi.encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW ||
 		    zi.encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX)
 			in->kind = INSN_UNKNOWN;
 		/* The memory operand of LDS, LES and friends, and anything with two of them. */
@@ -535,7 +548,8 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 		/* A memory operand that insn_encode could not replace must never run as it stands. */
 		if (in->has_mem && !in->agen &&
 		    (in->mem_size == 0 ||
-		     (!in->modrm_off && (in->encoding || (in->bytes[in->opcode_off] & 0xfc) != 0xa0))))
+		     (!in->modrm_off &&
+		      (in->encoding || (in->bytes[in->opcode_off] & 0xfc) != 0xa0))))
 			in->kind = INSN_UNKNOWN;
 		if (zi.mnemonic == ZYDIS_MNEMONIC_LEA)
 			in->agen = 1;

@@ -5,7 +5,7 @@
 #include "engine/bt/bt.h"
 
 #define GS_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member))
-#define GS_REG(r) ((uint32_t)((r) * 8))
+#define GS_REG(r) ((uint32_t)((r)*8))
 
 struct emit {
 	uint8_t *p;
@@ -105,8 +105,8 @@ static inline void e_mov_imm(struct emit *e, unsigned reg, uint64_t value)
 }
 
 /* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */
-static inline void e_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned base, unsigned index,
-                         unsigned scale, int32_t disp, bool rexw)
+static inline void e_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned base,
+			 unsigned index, unsigned scale, int32_t disp, bool rexw)
 {
 	unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
 	unsigned rex = (rexw ? 8 : 0) | (reg >= 8 ? 4 : 0);
@@ -129,7 +129,7 @@ static inline void e_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned
 	if (sib) {
 		e8(e, mod << 6 | (reg & 7) << 3 | 4);
 		e8(e, ss << 6 | (index == GPR_NONE ? 4 : index & 7) << 3 |
-		          (base == GPR_NONE ? 5 : base & 7));
+			  (base == GPR_NONE ? 5 : base & 7));
 	} else {
 		e8(e, mod << 6 | (reg & 7) << 3 | (base & 7));
 	}
@@ -179,7 +179,8 @@ enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A };
 static inline uint8_t *e_test_shows(struct emit *e, unsigned scratch, uint32_t id, unsigned cc)
 {
 	e_load_gs(e, scratch, GS_OFFSET(space)); /* cmp byte [space + shows + id], 0 */
-	e_mem(e, 0x80, 7, scratch, GPR_NONE, 1, (int32_t)(offsetof(struct bt_space, shows) + id), false);
+	e_mem(e, 0x80, 7, scratch, GPR_NONE, 1, (int32_t)(offsetof(struct bt_space, shows) + id),
+	      false);
 	e8(e, 0);
 	return e_jcc(e, cc, e->p);
 }

@@ -6,7 +6,9 @@
  * displacement: `wide` takes 32 bits. */
 static unsigned put_operand(uint8_t modrm, unsigned base, int32_t disp, bool wide, uint8_t *out)
 {
-	unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp && (!wide || !disp) ? 1 : 2;
+	unsigned mod = disp == 0 && (base & 7) != 5               ? 0
+		       : disp == (int8_t)disp && (!wide || !disp) ? 1
+								  : 2;
 	unsigned n = 0;
 
 	out[n++] = (uint8_t)(mod << 6 | (modrm & 0x38) | (base & 7));

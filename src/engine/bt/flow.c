@@ -70,9 +70,9 @@ static int far_operand(struct bt_vcpu *bv, const struct insn *in, uint64_t *offs
 		return 0;
 	}
 	return bt_operand_read(bv, in, 0, in->opsize, offset) ||
-	               bt_operand_read(bv, in, in->opsize, 2, sel)
-	           ? X86_FAULT
-	           : 0;
+		       bt_operand_read(bv, in, in->opsize, 2, sel)
+		   ? X86_FAULT
+		   : 0;
 }
 
 static bool is_far(const struct insn *in)
@@ -91,7 +91,7 @@ int bt_do_call_or_jump(struct bt_vcpu *bv, const struct insn *in, bool call)
 		if (far_operand(bv, in, &target, &selector))
 			return X86_FAULT;
 		return call ? x86_far_call(v, (uint16_t)selector, target, in->opsize, next)
-		            : x86_far_jump(v, (uint16_t)selector, target, in->opsize);
+			    : x86_far_jump(v, (uint16_t)selector, target, in->opsize);
 	}
 	if (in->op[0].type == OP_IMM)
 		target = next + in->imm;
@@ -151,7 +151,8 @@ int bt_do_pop_flags(struct bt_vcpu *bv, unsigned size)
 		change |= RFLAGS_IF;
 	if (size == 2)
 		change &= 0xffff;
-	v->rflags = ((v->rflags & ~change) | (flags & change) | RFLAGS_FIXED) & ~(uint64_t)RFLAGS_RF;
+	v->rflags =
+	    ((v->rflags & ~change) | (flags & change) | RFLAGS_FIXED) & ~(uint64_t)RFLAGS_RF;
 	return 0;
 }
 
@@ -229,15 +230,22 @@ int bt_do_enter(struct bt_vcpu *bv, const struct insn *in)
 	for (unsigned i = 1; i <= level; i++) {
 		if (i == level)
 			value = frame;
-		else if (bt_mem_read(bv, SEG_SS, (v->regs[GPR_RBP] - i * size) & bt_size_mask(in->mode == MODE_64 ? 8 : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4 : 2),
-		                  size, &value))
+		else if (bt_mem_read(bv, SEG_SS,
+				     (v->regs[GPR_RBP] - i * size) &
+					 bt_size_mask(in->mode == MODE_64                 ? 8
+						      : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4
+											  : 2),
+				     size, &value))
 			goto undo;
 		if (x86_push(v, size, value))
 			goto undo;
 	}
 	bt_reg_write(v, GPR_RBP, size, frame);
-	bt_reg_write(v, GPR_RSP, in->mode == MODE_64 ? 8 : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4 : 2,
-	          v->regs[GPR_RSP] - (in->imm & 0xffff));
+	bt_reg_write(v, GPR_RSP,
+		     in->mode == MODE_64                 ? 8
+		     : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4
+							 : 2,
+		     v->regs[GPR_RSP] - (in->imm & 0xffff));
 	return 0;
 undo:
 	v->regs[GPR_RSP] = rsp;
@@ -249,8 +257,11 @@ int bt_do_leave(struct bt_vcpu *bv, const struct insn *in)
 	struct vcpu *v = &bv->v;
 	uint64_t rsp = v->regs[GPR_RSP], value;
 
-	bt_reg_write(v, GPR_RSP, in->mode == MODE_64 ? 8 : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4 : 2,
-	          v->regs[GPR_RBP]);
+	bt_reg_write(v, GPR_RSP,
+		     in->mode == MODE_64                 ? 8
+		     : v->seg[SEG_SS].attr & SEG_ATTR_DB ? 4
+							 : 2,
+		     v->regs[GPR_RBP]);
 	if (x86_pop(v, in->opsize, &value)) {
 		v->regs[GPR_RSP] = rsp;
 		return X86_FAULT;
@@ -315,9 +326,7 @@ int bt_do_decimal(struct bt_vcpu *bv, const struct insn *in)
 		ah = al / base;
 		al = al % base;
 		break;
-	default: /* AAD */
-		al = (uint8_t)(al + ah * base);
-		ah = 0;
+	default: /* AAD */ al = (uint8_t)(al + ah * base); ah = 0;
 	}
 	bt_reg_write(v, GPR_RAX, 2, (uint16_t)(ah << 8 | al));
 	set_szp(v, al);
@@ -356,4 +365,3 @@ int bt_do_arpl(struct bt_vcpu *bv, const struct insn *in)
 	v->rflags |= RFLAGS_ZF;
 	return 0;
 }
-

@@ -55,11 +55,11 @@ struct insn {
 	/* The memory operand: seg:[base + index * scale + disp], or none (mem_size 0, !has_mem). */
 	uint8_t has_mem, mem_base, mem_index, mem_scale, mem_seg;
 	uint8_t mem_read, mem_write;
-	uint8_t agen;   /* LEA: address only */
-	uint8_t bitmem; /* BT family with register offset: the bit may lie outside the operand */
-	uint8_t mask_kind;  /* enum insn_mask: which elements of the operand are accessed */
-	uint8_t mask_elem;  /* bytes of an element */
-	uint8_t vsib;       /* gathers, scatters: the index vector */
+	uint8_t agen;      /* LEA: address only */
+	uint8_t bitmem;    /* BT family with register offset: the bit may lie outside the operand */
+	uint8_t mask_kind; /* enum insn_mask: which elements of the operand are accessed */
+	uint8_t mask_elem; /* bytes of an element */
+	uint8_t vsib;      /* gathers, scatters: the index vector */
 	uint8_t string_seg; /* hidden operands: segment of the source, prefixes applied */
 	uint16_t mem_size;
 	int64_t disp;
@@ -75,20 +75,20 @@ struct insn {
 	uint64_t imm; /* of the first immediate, sign-extended; branch: displacement */
 	uint64_t imm2;
 
-	uint16_t gpr_read;  /* hidden operands included; partial writes count as reads */
-	uint16_t gpr_write; /* likewise */
-	uint16_t gpr_addr;  /* base and index of the memory operand */
+	uint16_t gpr_read;     /* hidden operands included; partial writes count as reads */
+	uint16_t gpr_write;    /* likewise */
+	uint16_t gpr_addr;     /* base and index of the memory operand */
 	uint16_t gpr_operands; /* used other than for the address */
-	uint8_t high8;      /* names ah, ch, dh or bh */
-	uint16_t flags_read;  /* RFLAGS_ARITH bits it needs (or keeps on some path) */
-	uint16_t flags_write; /* bits it surely overwrites */
+	uint8_t high8;         /* names ah, ch, dh or bh */
+	uint16_t flags_read;   /* RFLAGS_ARITH bits it needs (or keeps on some path) */
+	uint16_t flags_write;  /* bits it surely overwrites */
 
 	/* Where to edit. */
-	uint8_t encoding;   /* 0 legacy, 1 VEX, 2 EVEX */
-	uint8_t rex;        /* the REX byte or 0 */
-	uint8_t opcode_off; /* legacy: first opcode byte; VEX/EVEX: the C4/C5/62 byte */
-	uint8_t modrm_off;  /* 0 = no ModRM */
-	uint8_t tail_off;   /* immediate bytes after ModRM/SIB/disp */
+	uint8_t encoding;    /* 0 legacy, 1 VEX, 2 EVEX */
+	uint8_t rex;         /* the REX byte or 0 */
+	uint8_t opcode_off;  /* legacy: first opcode byte; VEX/EVEX: the C4/C5/62 byte */
+	uint8_t modrm_off;   /* 0 = no ModRM */
+	uint8_t tail_off;    /* immediate bytes after ModRM/SIB/disp */
 	uint8_t mandatory66; /* the 66 prefix selects the opcode, not the operand size */
 };
 

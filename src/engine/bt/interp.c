@@ -75,7 +75,8 @@ struct icache_entry *bt_fetch(struct bt_vcpu *bv)
 		x86_fault_code(v, VEC_GP, 0); /* code outside RAM */
 		return NULL;
 	}
-	if (e->valid && e->in.mode == mode && e->in.len <= have && same_bytes(e->in.bytes, p, e->in.len))
+	if (e->valid && e->in.mode == mode && e->in.len <= have &&
+	    same_bytes(e->in.bytes, p, e->in.len))
 		return e;
 	x86_copy(bytes, p, have);
 	bt_world(bv);
@@ -139,7 +140,8 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_INT: return bt_do_software_interrupt(bv, in, (unsigned)in->imm & 0xff);
 	case ZYDIS_MNEMONIC_INT3: return bt_do_software_interrupt(bv, in, VEC_BP);
 	case ZYDIS_MNEMONIC_INT1: /* no INT n: the gate's DPL does not matter */
-		return x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip + in->len) ? X86_SHUTDOWN : INTERP_DONE;
+		return x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip + in->len) ? X86_SHUTDOWN
+										  : INTERP_DONE;
 	case ZYDIS_MNEMONIC_INTO:
 		return v->rflags & RFLAGS_OF ? bt_do_software_interrupt(bv, in, VEC_OF) : 0;
 
@@ -170,11 +172,15 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 		return rc;
 	case ZYDIS_MNEMONIC_XLAT:
 		if (bt_mem_read(bv, in->string_seg,
-		             (v->regs[GPR_RBX] + (v->regs[GPR_RAX] & 0xff)) & bt_size_mask(in->addrsize), 1, &value))
+				(v->regs[GPR_RBX] + (v->regs[GPR_RAX] & 0xff)) &
+				    bt_size_mask(in->addrsize),
+				1, &value))
 			return X86_FAULT;
 		bt_reg_write(v, GPR_RAX, 1, value);
 		return 0;
-	case ZYDIS_MNEMONIC_SALC: bt_reg_write(v, GPR_RAX, 1, v->rflags & RFLAGS_CF ? 0xff : 0); return 0;
+	case ZYDIS_MNEMONIC_SALC:
+		bt_reg_write(v, GPR_RAX, 1, v->rflags & RFLAGS_CF ? 0xff : 0);
+		return 0;
 	case ZYDIS_MNEMONIC_DAA:
 	case ZYDIS_MNEMONIC_DAS:
 	case ZYDIS_MNEMONIC_AAA:
@@ -227,7 +233,8 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_VERR: return bt_do_verify(bv, in, false);
 	case ZYDIS_MNEMONIC_VERW: return bt_do_verify(bv, in, true);
 	case ZYDIS_MNEMONIC_INVLPG: {
-		gva_t la = bt_effective(v, in) + (in->mem_seg >= SEG_FS ? v->seg[in->mem_seg].base : 0);
+		gva_t la =
+		    bt_effective(v, in) + (in->mem_seg >= SEG_FS ? v->seg[in->mem_seg].base : 0);
 
 		if (bt_do_privileged(v))
 			return X86_FAULT;
@@ -241,7 +248,9 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_WRMSR: return bt_do_read_or_write_msr(bv, true);
 	case ZYDIS_MNEMONIC_RDTSC: return bt_do_rdtsc(bv, false);
 	case ZYDIS_MNEMONIC_RDTSCP: return bt_do_rdtsc(bv, true);
-	case ZYDIS_MNEMONIC_RDPID: bt_reg_write(v, in->op[0].reg, in->op[0].size, v->tsc_aux); return 0;
+	case ZYDIS_MNEMONIC_RDPID:
+		bt_reg_write(v, in->op[0].reg, in->op[0].size, v->tsc_aux);
+		return 0;
 	case ZYDIS_MNEMONIC_RDPMC: return x86_fault_code(v, VEC_GP, 0); /* there is no counter */
 	case ZYDIS_MNEMONIC_CPUID: return bt_do_cpuid(bv);
 	case ZYDIS_MNEMONIC_SWAPGS: return bt_do_swapgs(bv);
@@ -363,8 +372,8 @@ static bool is_repeat(const struct insn *in)
 {
 	uint8_t opcode = in->bytes[in->opcode_off];
 
-	return in->rep && (opcode >> 2 == 0x6c >> 2 || opcode >> 2 == 0xa4 >> 2 || opcode >> 1 == 0xaa >> 1 ||
-	                   opcode >> 2 == 0xac >> 2);
+	return in->rep && (opcode >> 2 == 0x6c >> 2 || opcode >> 2 == 0xa4 >> 2 ||
+			   opcode >> 1 == 0xaa >> 1 || opcode >> 2 == 0xac >> 2);
 }
 
 int bt_interp(struct bt_vcpu *bv)
@@ -391,7 +400,8 @@ int bt_interp(struct bt_vcpu *bv)
 		case INSN_NOP: rc = 0; break;
 		case INSN_SPECIAL: rc = special(bv, e); break;
 		default:
-			if (e->in.mnemonic != ZYDIS_MNEMONIC_UD2 && e->in.mnemonic != ZYDIS_MNEMONIC_UD1 &&
+			if (e->in.mnemonic != ZYDIS_MNEMONIC_UD2 &&
+			    e->in.mnemonic != ZYDIS_MNEMONIC_UD1 &&
 			    e->in.mnemonic != ZYDIS_MNEMONIC_UD0)
 				charge_unknown(bv, &e->in);
 			rc = x86_fault(v, VEC_UD);

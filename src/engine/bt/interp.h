@@ -32,11 +32,15 @@ static inline uint64_t bt_reg_read(const struct vcpu *v, unsigned reg, unsigned 
 uint64_t bt_effective(const struct vcpu *v, const struct insn *in);
 int bt_mem_read(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned size, uint64_t *value);
 int bt_mem_write(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned size, uint64_t value);
-int bt_operand_read(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size, uint64_t *value);
-int bt_operand_write(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size, uint64_t value);
+int bt_operand_read(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size,
+		    uint64_t *value);
+int bt_operand_write(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size,
+		     uint64_t value);
 void bt_reg_write(struct vcpu *v, unsigned reg, unsigned size, uint64_t value);
-int bt_op_read(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size, uint64_t *value);
-int bt_op_write(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size, uint64_t value);
+int bt_op_read(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size,
+	       uint64_t *value);
+int bt_op_write(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size,
+		uint64_t value);
 
 /* native.c: instructions that run on the host */
 int bt_vector_check(struct bt_vcpu *bv, enum insn_vec vec);
@@ -85,7 +89,7 @@ int bt_do_hypercall(struct vcpu *v);
 
 /* operand.c, system.c */
 int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, bool write,
-                  gva_t *la);
+		  gva_t *la);
 int bt_io_allowed(struct bt_vcpu *bv, unsigned port, unsigned size);
 void bt_watch(struct bt_vcpu *bv, gva_t la, unsigned size, bool write);
 

@@ -94,10 +94,11 @@ static int masked_memory(struct bt_vcpu *bv, struct icache_entry *e, gva_t la)
 	for (unsigned at = 0; (n = next_run(active, &at)); at += n) {
 		/* The page border may lie in the run: both its ends, before anything is done. */
 		if (x86_walk(v, la + at, kind | user, &walk) ||
-		    x86_walk(v, ((la + at) ^ (la + at + n - 1)) & ~(gva_t)GUEST_PAGE_MASK
-		                    ? (la + at + n - 1) & ~(gva_t)GUEST_PAGE_MASK
-		                    : la + at,
-		             kind | user, &walk))
+		    x86_walk(v,
+			     ((la + at) ^ (la + at + n - 1)) & ~(gva_t)GUEST_PAGE_MASK
+				 ? (la + at + n - 1) & ~(gva_t)GUEST_PAGE_MASK
+				 : la + at,
+			     kind | user, &walk))
 			return X86_FAULT;
 		if (in->mem_read && x86_read(v, la + at, p + at, n, ACC_READ | user))
 			return X86_FAULT;
@@ -139,8 +140,11 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 			bit = (int32_t)bit;
 		else if (in->opsize == 2)
 			bit = (int16_t)bit;
-		offset = (offset + (uint64_t)((bit >> (in->opsize == 8 ? 6 : in->opsize == 4 ? 5 : 4)) *
-		                              in->opsize)) & bt_size_mask(in->addrsize);
+		offset = (offset + (uint64_t)((bit >> (in->opsize == 8   ? 6
+						       : in->opsize == 4 ? 5
+									 : 4)) *
+					      in->opsize)) &
+			 bt_size_mask(in->addrsize);
 	}
 	if (bt_mem_linear(v, in->mem_seg, offset, size, in->mem_write, &la))
 		return X86_FAULT;
@@ -243,7 +247,8 @@ int bt_interp_xstate(struct bt_vcpu *bv, const struct insn *in)
 	bt_watch(bv, la, size, save);
 	if (la & (fx ? 15 : 63))
 		return x86_fault_code(v, VEC_GP, 0);
-	for (unsigned at = 0; save && at < size; at += GUEST_PAGE_SIZE - ((la + at) & GUEST_PAGE_MASK))
+	for (unsigned at = 0; save && at < size;
+	     at += GUEST_PAGE_SIZE - ((la + at) & GUEST_PAGE_MASK))
 		if (x86_walk(v, la + at, ACC_WRITE | user, &walk))
 			return X86_FAULT;
 	/* What a save leaves alone must keep its value; what a restore reads must be there. */
@@ -275,7 +280,8 @@ int bt_interp_x87_environment(struct bt_vcpu *bv, struct icache_entry *e)
 	gva_t la;
 	int rc;
 
-	if (bt_vector_check(bv, VECTOR_X87) || bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, true, &la))
+	if (bt_vector_check(bv, VECTOR_X87) ||
+	    bt_mem_linear(v, in->mem_seg, bt_effective(v, in), size, true, &la))
 		return X86_FAULT;
 	bt_watch(bv, la, size, true);
 	for (unsigned i = 0; i < size; i += size - 1) {
@@ -294,4 +300,3 @@ int bt_interp_x87_environment(struct bt_vcpu *bv, struct icache_entry *e)
 	x86_zero(bv->bounce + 3 * word, 4 * word);
 	return x86_write(v, la, bv->bounce, size, ACC_WRITE | user);
 }
-

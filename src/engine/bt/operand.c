@@ -16,7 +16,8 @@ uint64_t bt_effective(const struct vcpu *v, const struct insn *in)
 }
 
 /* seg:offset to linear, with the checks of the mode. */
-int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, bool write, gva_t *la)
+int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, bool write,
+		  gva_t *la)
 {
 	const struct segment *s = &v->seg[seg];
 	unsigned vector = seg == SEG_SS ? VEC_SS : VEC_GP;
@@ -91,17 +92,19 @@ int bt_mem_write(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned siz
 }
 
 int bt_operand_read(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size,
-                            uint64_t *value)
+		    uint64_t *value)
 {
-	return bt_mem_read(bv, in->mem_seg, (bt_effective(&bv->v, in) + at) & bt_size_mask(in->addrsize), size,
-	                value);
+	return bt_mem_read(bv, in->mem_seg,
+			   (bt_effective(&bv->v, in) + at) & bt_size_mask(in->addrsize), size,
+			   value);
 }
 
 int bt_operand_write(struct bt_vcpu *bv, const struct insn *in, unsigned at, unsigned size,
-                             uint64_t value)
+		     uint64_t value)
 {
-	return bt_mem_write(bv, in->mem_seg, (bt_effective(&bv->v, in) + at) & bt_size_mask(in->addrsize), size,
-	                 value);
+	return bt_mem_write(bv, in->mem_seg,
+			    (bt_effective(&bv->v, in) + at) & bt_size_mask(in->addrsize), size,
+			    value);
 }
 
 void bt_reg_write(struct vcpu *v, unsigned reg, unsigned size, uint64_t value)
@@ -113,12 +116,12 @@ void bt_reg_write(struct vcpu *v, unsigned reg, unsigned size, uint64_t value)
 }
 
 int bt_op_read(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size,
-                   uint64_t *value)
+	       uint64_t *value)
 {
 	switch (in->op[i].type) {
 	case OP_GPR:
 		*value = in->op[i].high8 ? bv->v.regs[in->op[i].reg] >> 8 & 0xff
-		                         : bt_reg_read(&bv->v, in->op[i].reg, size);
+					 : bt_reg_read(&bv->v, in->op[i].reg, size);
 		return 0;
 	case OP_MEM: return bt_operand_read(bv, in, 0, size, value);
 	case OP_IMM: *value = in->imm & bt_size_mask(size); return 0;
@@ -128,7 +131,7 @@ int bt_op_read(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned s
 }
 
 int bt_op_write(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned size,
-                    uint64_t value)
+		uint64_t value)
 {
 	switch (in->op[i].type) {
 	case OP_GPR: bt_reg_write(&bv->v, in->op[i].reg, size, value); return 0;
@@ -136,4 +139,3 @@ int bt_op_write(struct bt_vcpu *bv, const struct insn *in, unsigned i, unsigned 
 	default: return x86_fault(&bv->v, VEC_UD);
 	}
 }
-

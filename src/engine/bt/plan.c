@@ -13,7 +13,9 @@
 static bool ends_block(const struct insn *in)
 {
 	switch (in->mnemonic) {
-	case ZYDIS_MNEMONIC_MOV: return in->op[0].type == OP_CR || in->op[0].type == OP_SEG || in->op[0].type == OP_DR;
+	case ZYDIS_MNEMONIC_MOV:
+		return in->op[0].type == OP_CR || in->op[0].type == OP_SEG ||
+		       in->op[0].type == OP_DR;
 	case ZYDIS_MNEMONIC_RDMSR:
 	case ZYDIS_MNEMONIC_WRMSR:
 	case ZYDIS_MNEMONIC_RDTSC:
@@ -70,7 +72,7 @@ static bool is_conditional(const struct insn *in)
 static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 {
 	bool far = in->opcode_off < in->len && in->bytes[in->opcode_off] == 0xff && in->modrm_off &&
-	           (in->bytes[in->modrm_off] >> 3 & 1);
+		   (in->bytes[in->modrm_off] >> 3 & 1);
 
 	switch (in->mnemonic) {
 	case ZYDIS_MNEMONIC_PUSH:
@@ -176,18 +178,19 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 		s->use |= 1u << GPR_RBP;
 	if (s->shape == S_RDTSC)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
-	if (s->shape >= S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
+	if (s->shape >=
+	    S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
-	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
-	    s->shape == S_JCC)
+	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
+	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
-	s->use &= (uint16_t)~(1u << GPR_RSP);
+	s->use &= (uint16_t) ~(1u << GPR_RSP);
 	s->group = 0;
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
 static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
-                         uint64_t rip, unsigned room, const struct bt_binding *second)
+			 uint64_t rip, unsigned room, const struct bt_binding *second)
 {
 	uint8_t bytes[INSN_MAX];
 
@@ -245,8 +248,8 @@ static bool mergeable(const struct step *s)
 static bool transparent(const struct step *s)
 {
 	return s->shape == S_NOP || s->shape == S_LEA ||
-	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE && s->in.mnemonic != ZYDIS_MNEMONIC_DIV &&
-	        s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
+	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
+		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
 
 /* Accesses off the base of step i, its value unchanged, within MAX_SPAN bytes; how many instructions. */
@@ -304,8 +307,8 @@ static void find_groups(struct plan *p)
 	}
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code, uint64_t rip,
-            unsigned room, const struct bt_binding *second, bool merge)
+int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
+	    uint64_t rip, unsigned room, const struct bt_binding *second, bool merge)
 {
 	unsigned at = 0;
 
@@ -325,8 +328,8 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t
 		}
 		note_step(m, user, s);
 		at += s->in.len;
-		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC ||
-		    s->shape == S_INTERP_END) {
+		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
+		    s->shape == S_JCC || s->shape == S_INTERP_END) {
 			p->n++;
 			break;
 		}
@@ -341,4 +344,3 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t
 		find_groups(p);
 	return 0;
 }
-

@@ -8,8 +8,26 @@
 #define PLAN_MAX 40
 
 enum shape {
-	S_COPY, S_NOP, S_MEM, S_LEA, S_PUSH, S_POP, S_LEAVE, S_CALL, S_RET, S_JMP, S_JCC,
-	S_CLI, S_STI, S_CLD, S_CLAC, S_STAC, S_SWAPGS, S_RDTSC, S_PUSHF, S_BITS,
+	S_COPY,
+	S_NOP,
+	S_MEM,
+	S_LEA,
+	S_PUSH,
+	S_POP,
+	S_LEAVE,
+	S_CALL,
+	S_RET,
+	S_JMP,
+	S_JCC,
+	S_CLI,
+	S_STI,
+	S_CLD,
+	S_CLAC,
+	S_STAC,
+	S_SWAPGS,
+	S_RDTSC,
+	S_PUSHF,
+	S_BITS,
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };
@@ -43,7 +61,7 @@ static inline int64_t step_disp(const struct step *s)
 	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code, uint64_t rip,
-            unsigned room, const struct bt_binding *second, bool merge);
+int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
+	    uint64_t rip, unsigned room, const struct bt_binding *second, bool merge);
 
 #endif

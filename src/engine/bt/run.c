@@ -47,8 +47,8 @@ void bt_flags_to_arith(struct bt_vcpu *bv)
 
 void bt_flags_from_arith(struct bt_vcpu *bv)
 {
-	bv->v.rflags |= (bv->arith >> 8 & 0xd5) | (uint64_t)(bv->arith & 1) << 11 | bv->if_flag |
-	                bv->ac_flag;
+	bv->v.rflags |=
+	    (bv->arith >> 8 & 0xd5) | (uint64_t)(bv->arith & 1) << 11 | bv->if_flag | bv->ac_flag;
 }
 
 /* What of the control registers goes into translated code. */
@@ -101,8 +101,8 @@ static bool interpret(struct bt_vcpu *bv, int *rc)
 	/* What it wrote to the platform may have made an interrupt deliverable. */
 	if (!bv->vec_live)
 		bv->irq_wait = 1;
-	return *rc != 0 || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) || bv->redispatch ||
-	       (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
+	return *rc != 0 || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
+	       bv->redispatch || (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
 	       atomic_load_explicit(&v->attention, memory_order_relaxed);
 }
 
@@ -148,7 +148,7 @@ static struct bt_block *make_block(struct bt_vcpu *bv, gpa_t gpa, unsigned pair,
 
 /* The block at v.rip in an entry state.  NULL: interpret, or *fault. */
 static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags,
-                                   struct bt_binding **binding, bool *fault)
+				   struct bt_binding **binding, bool *fault)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_machine *m = bv->m;
@@ -232,7 +232,7 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 
 /* Where to go on behind the instruction of `site` after it was interpreted; NULL: look up. */
 static const void *resume_behind(struct bt_vcpu *bv, const struct bt_block *b, uint32_t after_off,
-                                 uint64_t generation, uint64_t next)
+				 uint64_t generation, uint64_t next)
 {
 	if (!after_off || generation != bv->m->generation || !b->valid || bv->v.rip != next)
 		return NULL;
@@ -293,7 +293,8 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					continue;
 				}
 			}
-			if (site.merged && b->valid && ++m->sites[bv->site].failures >= MERGE_FAILURES)
+			if (site.merged && b->valid &&
+			    ++m->sites[bv->site].failures >= MERGE_FAILURES)
 				bt_block_unmerge(m, b);
 			break;
 		case SITE_CROSS:
@@ -314,7 +315,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			if (look)
 				return rc;
 			pc = resume_behind(bv, b, site.after_off, generation,
-			                   at + bv->icache[index].in.len);
+					   at + bv->icache[index].in.len);
 		}
 	}
 	return 0;
@@ -337,7 +338,8 @@ static int run_once(struct bt_vcpu *bv)
 			bt_cache_flush(bv->m);
 		}
 	}
-	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) || (v->dr7 & 0xff) || !x86_code64(v)) {
+	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
+	    (v->dr7 & 0xff) || !x86_code64(v)) {
 		interpret(bv, &rc);
 		return rc;
 	}

@@ -80,7 +80,7 @@ void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool
 /* All spaces of a vcpu are one mapping; a space costs memory once it is used. */
 #define SPACE_STRIDE ALIGN_UP(sizeof(struct bt_space), (size_t)GUEST_PAGE_SIZE)
 #define KERNEL_JUMPS_AT (SPACE_STRIDE * SPACE_SETS * SPACE_KINDS)
-#define SPACES_BYTES                                                                                \
+#define SPACES_BYTES \
 	(KERNEL_JUMPS_AT + ALIGN_UP(sizeof(struct jump_cache), (size_t)GUEST_PAGE_SIZE))
 
 static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enum space_kind kind)
@@ -119,9 +119,9 @@ void bt_space_select(struct bt_vcpu *bv)
 {
 	struct vcpu *v = &bv->v;
 	uint64_t root = v->cr0 & CR0_PG ? v->cr3 : ROOT_UNPAGED;
-	enum space_kind kind = x86_cpl(v) == 3 ? SPACE_USER
-	                       : (v->rflags & RFLAGS_AC) && (v->cr4 & CR4_SMAP) ? SPACE_KERNEL_AC
-	                                                                        : SPACE_KERNEL;
+	enum space_kind kind = x86_cpl(v) == 3                                  ? SPACE_USER
+			       : (v->rflags & RFLAGS_AC) && (v->cr4 & CR4_SMAP) ? SPACE_KERNEL_AC
+										: SPACE_KERNEL;
 
 	if (!bv->set || bv->set->root != root) {
 		bv->set = set_find(bv, root);
@@ -143,9 +143,9 @@ void bt_space_select(struct bt_vcpu *bv)
 	bv->space = kind == SPACE_KERNEL ? bv->space_kernel : bv->space_kernel_ac;
 }
 
-#define FOR_EACH_SPACE(bv, s)                                                                       \
-	for (unsigned s##_i = 0; s##_i < SPACE_SETS; s##_i++)                                       \
-		for (unsigned s##_k = 0; s##_k < SPACE_KINDS; s##_k++)                              \
+#define FOR_EACH_SPACE(bv, s)                                          \
+	for (unsigned s##_i = 0; s##_i < SPACE_SETS; s##_i++)          \
+		for (unsigned s##_k = 0; s##_k < SPACE_KINDS; s##_k++) \
 			if (((s) = (bv)->sets[s##_i].space[s##_k]) != NULL)
 
 void bt_space_flush_all(struct bt_vcpu *bv)
@@ -153,7 +153,7 @@ void bt_space_flush_all(struct bt_vcpu *bv)
 	struct bt_space *s;
 
 	FOR_EACH_SPACE(bv, s)
-		space_reset(bv->m, s);
+	space_reset(bv->m, s);
 	jumps_reset(bv->m, bv->kernel_jumps);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
@@ -201,7 +201,8 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	struct bt_machine *m = bv->m;
 	struct bt_space *s;
 
-	FOR_EACH_SPACE(bv, s) {
+	FOR_EACH_SPACE(bv, s)
+	{
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
 
 		if (t->read_tag == tag || t->write_tag == tag)
@@ -248,9 +249,9 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 	*flags &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
 	for (unsigned n = 0; n < m->nvcpus; n++)
 		FOR_EACH_SPACE(m->vcpus[n], s)
-			for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
-				if (s->tlb[i].host == host)
-					s->tlb[i].write_tag = tlb_invalid(i);
+	for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
+		if (s->tlb[i].host == host)
+			s->tlb[i].write_tag = tlb_invalid(i);
 }
 
 static void drop_jump(struct bt_machine *m, struct jump_cache *c, uint64_t rip)
@@ -283,7 +284,8 @@ void bt_space_forget_code(struct bt_machine *m)
 
 		bv->kernel_jumps->fills = FILL_LOG + 1;
 		jumps_reset(m, bv->kernel_jumps);
-		FOR_EACH_SPACE(bv, s) {
+		FOR_EACH_SPACE(bv, s)
+		{
 			if (s_k == SPACE_USER) {
 				s->jump.fills = FILL_LOG + 1;
 				jumps_reset(m, &s->jump);
@@ -333,7 +335,7 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		bv->sets[i].root = ROOT_NONE;
 	bv->spaces = mmap(NULL, SPACES_BYTES, PROT_READ | PROT_WRITE,
-	                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bv->spaces == MAP_FAILED)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);

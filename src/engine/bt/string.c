@@ -28,16 +28,20 @@ static void compare_flags(struct vcpu *v, uint64_t a, uint64_t b, unsigned size)
 	unsigned shift = 64 - size * 8;
 
 	/* Compared in the top bits: all flags but AF and PF come out right; those need the low byte. */
-	__asm__("cmpq %2, %1\n\tpushfq\n\tpopq %0" : "=r"(flags) : "r"(a << shift), "r"(b << shift) : "cc");
+	__asm__("cmpq %2, %1\n\tpushfq\n\tpopq %0"
+		: "=r"(flags)
+		: "r"(a << shift), "r"(b << shift)
+		: "cc");
 	v->rflags = (v->rflags & ~(uint64_t)RFLAGS_ARITH) |
-	            (flags & (RFLAGS_CF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF));
+		    (flags & (RFLAGS_CF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF));
 	if ((a ^ b ^ (a - b)) & 0x10)
 		v->rflags |= RFLAGS_AF;
 	if (!(__builtin_popcount((uint8_t)(a - b)) & 1))
 		v->rflags |= RFLAGS_PF;
 }
 
-static int read_element(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned size, uint64_t *value)
+static int read_element(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned size,
+			uint64_t *value)
 {
 	gva_t la;
 
@@ -64,7 +68,8 @@ static int probe_element(struct bt_vcpu *bv, uint64_t offset, unsigned size)
 	struct page_walk walk;
 	gva_t la;
 
-	if (bt_mem_linear(&bv->v, SEG_ES, offset, size, true, &la) || x86_walk(&bv->v, la, access, &walk))
+	if (bt_mem_linear(&bv->v, SEG_ES, offset, size, true, &la) ||
+	    x86_walk(&bv->v, la, access, &walk))
 		return X86_FAULT;
 	return x86_walk(&bv->v, la + size - 1, access, &walk);
 }
@@ -72,14 +77,16 @@ static int probe_element(struct bt_vcpu *bv, uint64_t offset, unsigned size)
 static int element(struct bt_vcpu *bv, const struct string_op *op)
 {
 	struct vcpu *v = &bv->v;
-	uint64_t step = v->rflags & RFLAGS_DF ? -(uint64_t)op->size : op->size, mask = bt_size_mask(op->addrsize);
+	uint64_t step = v->rflags & RFLAGS_DF ? -(uint64_t)op->size : op->size,
+		 mask = bt_size_mask(op->addrsize);
 	uint64_t si = v->regs[GPR_RSI] & mask, di = v->regs[GPR_RDI] & mask, a, b;
 	uint16_t port = (uint16_t)v->regs[GPR_RDX];
 	bool uses_si = false, uses_di = true;
 
 	switch (op->kind) {
 	case OP_MOVS:
-		if (read_element(bv, op->seg, si, op->size, &a) || write_element(bv, di, op->size, a))
+		if (read_element(bv, op->seg, si, op->size, &a) ||
+		    write_element(bv, di, op->size, a))
 			return X86_FAULT;
 		uses_si = true;
 		break;
@@ -119,7 +126,8 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 			return X86_FAULT;
 		break;
 	case OP_OUTS:
-		if (bt_io_allowed(bv, port, op->size) || read_element(bv, op->seg, si, op->size, &a))
+		if (bt_io_allowed(bv, port, op->size) ||
+		    read_element(bv, op->seg, si, op->size, &a))
 			return X86_FAULT;
 		bt_world(bv);
 		v->ops->io_write(v->platform, port, op->size, (uint32_t)a);
@@ -137,7 +145,7 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 /* Host pointer to the elements from `offset` on that lie in its page; *count is cut to them.  NULL
  * (and *count untouched) if the first element must go the long way. */
 static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned size, bool write,
-                    uint64_t *count, gpa_t *gpa)
+		    uint64_t *count, gpa_t *gpa)
 {
 	struct vcpu *v = &bv->v;
 	struct page_walk walk;
@@ -149,7 +157,8 @@ static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned 
 		return NULL;
 	n = (GUEST_PAGE_SIZE - (la & GUEST_PAGE_MASK)) / size;
 	if (n && bv->fetch_gpa != GPA_NONE) {
-		const struct tlb_entry *t = &bv->space->tlb[la >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1)];
+		const struct tlb_entry *t =
+		    &bv->space->tlb[la >> GUEST_PAGE_SHIFT & (TLB_ENTRIES - 1)];
 		uint64_t at = la + (write ? t->write_tag : t->read_tag);
 
 		if (at < GUEST_PAGE_SIZE) {
@@ -163,7 +172,8 @@ static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned 
 	if (n > *count)
 		n = *count;
 	if (!x86_code64(v)) {
-		uint64_t room = v->seg[seg].limit - offset + 1; /* checked above: at least one element */
+		uint64_t room =
+		    v->seg[seg].limit - offset + 1; /* checked above: at least one element */
 
 		if (v->seg[seg].attr & 4)
 			return NULL; /* expand down or conforming: rare */
@@ -178,12 +188,31 @@ static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned 
 	return p;
 }
 
-#define REPEAT(insn)                                                                                \
-	switch (size) {                                                                             \
-	case 1: __asm__ volatile("rep " insn "b" : "+D"(dst), "+S"(src), "+c"(n) : "a"(rax) : "memory"); break; \
-	case 2: __asm__ volatile("rep " insn "w" : "+D"(dst), "+S"(src), "+c"(n) : "a"(rax) : "memory"); break; \
-	case 4: __asm__ volatile("rep " insn "l" : "+D"(dst), "+S"(src), "+c"(n) : "a"(rax) : "memory"); break; \
-	default: __asm__ volatile("rep " insn "q" : "+D"(dst), "+S"(src), "+c"(n) : "a"(rax) : "memory"); \
+#define REPEAT(insn)                                             \
+	switch (size) {                                          \
+	case 1:                                                  \
+		__asm__ volatile("rep " insn "b"                 \
+				 : "+D"(dst), "+S"(src), "+c"(n) \
+				 : "a"(rax)                      \
+				 : "memory");                    \
+		break;                                           \
+	case 2:                                                  \
+		__asm__ volatile("rep " insn "w"                 \
+				 : "+D"(dst), "+S"(src), "+c"(n) \
+				 : "a"(rax)                      \
+				 : "memory");                    \
+		break;                                           \
+	case 4:                                                  \
+		__asm__ volatile("rep " insn "l"                 \
+				 : "+D"(dst), "+S"(src), "+c"(n) \
+				 : "a"(rax)                      \
+				 : "memory");                    \
+		break;                                           \
+	default:                                                 \
+		__asm__ volatile("rep " insn "q"                 \
+				 : "+D"(dst), "+S"(src), "+c"(n) \
+				 : "a"(rax)                      \
+				 : "memory");                    \
 	}
 
 static void host_move(void *dst, const void *src, uint64_t n, unsigned size)
@@ -233,7 +262,8 @@ static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t co
 }
 
 /* REPE/REPNE CMPS and SCAS over what one look-up covers; *done says that the condition ended it. */
-static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uint64_t count, bool *done)
+static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uint64_t count,
+			     bool *done)
 {
 	struct vcpu *v = &bv->v;
 	uint64_t mask = bt_size_mask(op->addrsize), n = count, i, a = 0, b = 0;
@@ -324,8 +354,8 @@ int bt_interp_string(struct bt_vcpu *bv, const struct insn *in)
 		if (done || !(v->regs[GPR_RCX] & mask))
 			break;
 		/* Interrupted, or stepped: RIP stays at the instruction. */
-		if (atomic_load_explicit(&v->attention, memory_order_relaxed) || (v->rflags & RFLAGS_TF) ||
-		    bv->data_break)
+		if (atomic_load_explicit(&v->attention, memory_order_relaxed) ||
+		    (v->rflags & RFLAGS_TF) || bv->data_break)
 			return INTERP_DONE;
 	}
 	return 0;

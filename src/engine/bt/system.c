@@ -43,7 +43,8 @@ int bt_do_write_cr(struct bt_vcpu *bv, unsigned n, uint64_t value)
 		old = v->cr4;
 		if (x86_write_cr4(v, value))
 			return X86_FAULT;
-		if ((old ^ v->cr4) & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PCIDE))
+		if ((old ^ v->cr4) &
+		    (CR4_PGE | CR4_PAE | CR4_PSE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PCIDE))
 			paging_changed(bv);
 		bv->redispatch = true;
 		return 0;
@@ -66,7 +67,8 @@ int bt_do_mov_special(struct bt_vcpu *bv, const struct insn *in)
 	if (to == OP_SEG) {
 		if (in->op[0].reg == SEG_CS)
 			return x86_fault(v, VEC_UD);
-		if (bt_op_read(bv, in, 1, 2, &value) || x86_load_segment(v, in->op[0].reg, (uint16_t)value))
+		if (bt_op_read(bv, in, 1, 2, &value) ||
+		    x86_load_segment(v, in->op[0].reg, (uint16_t)value))
 			return X86_FAULT;
 		if (in->op[0].reg == SEG_SS)
 			v->irq_shadow = 1;
@@ -74,7 +76,7 @@ int bt_do_mov_special(struct bt_vcpu *bv, const struct insn *in)
 	}
 	if (from == OP_SEG)
 		return bt_op_write(bv, in, 0, in->op[0].type == OP_MEM ? 2 : in->opsize,
-		                v->seg[in->op[1].reg].selector);
+				   v->seg[in->op[1].reg].selector);
 	if (bt_do_privileged(v))
 		return X86_FAULT;
 	if (to == OP_CR)
@@ -141,7 +143,8 @@ int bt_do_store_table(struct bt_vcpu *bv, const struct insn *in, const struct de
 	uint8_t image[10];
 	gva_t la;
 
-	if (umip(&bv->v) || bt_mem_linear(&bv->v, in->mem_seg, bt_effective(&bv->v, in), 2 + size, true, &la))
+	if (umip(&bv->v) ||
+	    bt_mem_linear(&bv->v, in->mem_seg, bt_effective(&bv->v, in), 2 + size, true, &la))
 		return X86_FAULT;
 	bt_watch(bv, la, 2 + size, true);
 	x86_copy(image, &t->limit, 2);
@@ -266,7 +269,8 @@ int bt_io_allowed(struct bt_vcpu *bv, unsigned port, unsigned size)
 
 	if (!x86_protected(v) || x86_cpl(v) <= (v->rflags >> RFLAGS_IOPL_SHIFT & 3))
 		return 0;
-	if (v->tr.limit < 103 || x86_read_uint(v, v->tr.base + 102, 2, ACC_READ | ACC_IMPLICIT, &map))
+	if (v->tr.limit < 103 ||
+	    x86_read_uint(v, v->tr.base + 102, 2, ACC_READ | ACC_IMPLICIT, &map))
 		return x86_fault_code(v, VEC_GP, 0);
 	if (map + port / 8 + 1 > v->tr.limit)
 		return x86_fault_code(v, VEC_GP, 0);
@@ -292,7 +296,7 @@ int bt_do_in_out(struct bt_vcpu *bv, const struct insn *in, bool out)
 	bv->m->stats.mmio++;
 	if (out)
 		v->ops->io_write(v->platform, (uint16_t)port, size,
-		                 (uint32_t)bt_reg_read(v, GPR_RAX, size));
+				 (uint32_t)bt_reg_read(v, GPR_RAX, size));
 	else
 		bt_reg_write(v, GPR_RAX, size, v->ops->io_read(v->platform, (uint16_t)port, size));
 	return 0;
@@ -320,7 +324,8 @@ int bt_do_load_access_rights(struct bt_vcpu *bv, const struct insn *in, bool lim
 	dpl = d[0] >> 45 & 3;
 	if (!(d[0] >> 44 & 1) && !((limit ? lsl_types : lar_types) >> type & 1))
 		return 0;
-	if (!((d[0] >> 44 & 1) && (type & 0xc) == 0xc) && (x86_cpl(v) > dpl || (selector & 3) > dpl))
+	if (!((d[0] >> 44 & 1) && (type & 0xc) == 0xc) &&
+	    (x86_cpl(v) > dpl || (selector & 3) > dpl))
 		return 0;
 	if (limit) {
 		value = (d[0] & 0xffff) | (d[0] >> 32 & 0xf0000);
@@ -382,4 +387,3 @@ int bt_do_hypercall(struct vcpu *v)
 	v->regs[GPR_RAX] = x86_cpl(v) ? (uint64_t)-1 : (uint64_t)-1000;
 	return 0;
 }
-

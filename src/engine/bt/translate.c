@@ -114,8 +114,9 @@ static unsigned next_use(const struct trans *t, unsigned i, unsigned r)
 
 static void swap_scratch(struct trans *t, unsigned i, unsigned wanted)
 {
-	static const uint8_t order[] = {GPR_R10, GPR_R11, GPR_R9, GPR_R8, GPR_R15, GPR_R14, GPR_R13, GPR_R12,
-	                                GPR_RBX, GPR_RBP, GPR_RDI, GPR_RSI, GPR_RCX, GPR_RDX, GPR_RAX};
+	static const uint8_t order[] = {GPR_R10, GPR_R11, GPR_R9,  GPR_R8,  GPR_R15,
+					GPR_R14, GPR_R13, GPR_R12, GPR_RBX, GPR_RBP,
+					GPR_RDI, GPR_RSI, GPR_RCX, GPR_RDX, GPR_RAX};
 	unsigned a = t0_of(t), b = t1_of(t), other = a == wanted ? b : a, victim = 0, best = 0;
 
 	for (unsigned k = 0; k < ARRAY_SIZE(order); k++) {
@@ -214,14 +215,16 @@ static void put_address(struct trans *t, const struct step *s, unsigned dst)
 	else if (in->mem_base == GPR_NONE && in->mem_index == GPR_NONE)
 		e_mov_imm(&t->e, dst, (uint64_t)in->disp & mask);
 	else
-		e_mem(&t->e, 0x8d, dst, in->mem_base, in->mem_index, in->mem_scale, (int32_t)in->disp,
-		      in->addrsize == 8);
+		e_mem(&t->e, 0x8d, dst, in->mem_base, in->mem_index, in->mem_scale,
+		      (int32_t)in->disp, in->addrsize == 8);
 	if (in->mem_seg == SEG_FS || in->mem_seg == SEG_GS)
-		e_add_gs(&t->e, dst, GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
+		e_add_gs(&t->e, dst,
+			 GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
 }
 
 /* t0 = guest-virtual address -> t0 = host address.  `retry`: where the instruction's code starts. */
-static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write, const uint8_t *retry)
+static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write,
+			  const uint8_t *retry)
 {
 	struct emit *e = &t->e;
 	unsigned a = t0_of(t), b = t1_of(t);
@@ -242,7 +245,8 @@ static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write
 	e32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
 	e_add_gs(e, b, GS_OFFSET(space));
 	e_mem(e, 0x03, a, b, GPR_NONE, 1,
-	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag), true);
+	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag),
+	      true);
 	e8(e, 0x48 | (a >= 8));
 	e8(e, 0x81); /* cmp a, 4096 - size */
 	e8(e, 0xf8 | (a & 7));
@@ -256,7 +260,8 @@ static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write
 	return n;
 }
 
-_Static_assert(sizeof(struct tlb_entry) == 32 && GUEST_PAGE_SHIFT == 12, "put_check shifts by 12 - 5");
+_Static_assert(sizeof(struct tlb_entry) == 32 && GUEST_PAGE_SHIFT == 12,
+	       "put_check shifts by 12 - 5");
 
 /* --- exits --- */
 
@@ -299,8 +304,9 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 		return t->plan.step[0].live;
 	if ((target ^ b->rip) & ~(uint64_t)GUEST_PAGE_MASK)
 		return RFLAGS_ARITH;
-	b = bt_block_any(t->m, target, (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK),
-	                 t->user, &count);
+	b = bt_block_any(t->m, target,
+			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->user,
+			 &count);
 	if (!b)
 		return RFLAGS_ARITH;
 	b->relied = 1; /* if its code changes, this block goes, too */
@@ -334,7 +340,7 @@ static void put_indirect(struct trans *t)
 	e8(e, 0xeb);
 	e8(e, 12);
 	e_rr(e, 0x31, GPR_R11, GPR_R10, false); /* xor r11d, r10d */
-	e8(e, 0x41); /* and r11d, mask */
+	e8(e, 0x41);                            /* and r11d, mask */
 	e8(e, 0x81);
 	e8(e, 0xe3);
 	e32(e, JUMP_ENTRIES - 1);
@@ -389,7 +395,8 @@ static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 }
 
 /* Checks the stack slot at [rsp + disp]; t0 = its host address. */
-static uint32_t put_stack_check(struct trans *t, unsigned i, int disp, bool write, const uint8_t *retry)
+static uint32_t put_stack_check(struct trans *t, unsigned i, int disp, bool write,
+				const uint8_t *retry)
 {
 	e_lea(&t->e, t0_of(t), GPR_RSP, disp);
 	return put_check(t, i, 8, write, retry);
@@ -429,9 +436,7 @@ static void put_push(struct trans *t, unsigned i)
 		}
 		e32(e, (uint32_t)in->imm);
 		break;
-	default:
-		e_load_gs(e, b, GS_OFFSET(spill));
-		e_store(e, a, 0, b);
+	default: e_load_gs(e, b, GS_OFFSET(spill)); e_store(e, a, 0, b);
 	}
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
@@ -583,7 +588,8 @@ static void put_access_group(struct trans *t, unsigned i)
 		case S_MEM:
 			before_flags(t, s, live_after);
 			t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-			t->e.p += insn_encode(&s->in, a, (int32_t)(step_disp(s) - first->low), t->e.p);
+			t->e.p +=
+			    insn_encode(&s->in, a, (int32_t)(step_disp(s) - first->low), t->e.p);
 			after_flags(t, s);
 			break;
 		case S_LEA: put_lea(t, k); break;
@@ -892,8 +898,8 @@ struct trans *bt_trans_create(void)
 	return calloc(1, sizeof(struct trans));
 }
 
-struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair, unsigned flags,
-                              const struct bt_binding *second)
+struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
+			      unsigned flags, const struct bt_binding *second)
 {
 	struct bt_machine *m = bv->m;
 	struct trans *t = m->trans;
@@ -906,7 +912,7 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	t->user = x86_cpl(&bv->v) == 3;
 	t->ncold = 0;
 	if (bt_plan(&t->plan, m, t->user, ram_host(m->ram, gpa, 1), rip,
-	            GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second, merge))
+		    GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second, merge))
 		return NULL;
 	last = &t->plan.step[t->plan.n - 1];
 	b = t->b = &m->blocks[m->nblocks++];

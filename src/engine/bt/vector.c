@@ -58,7 +58,8 @@ static int gather_scatter(struct bt_vcpu *bv, const struct insn *in, bool scatte
 	for (unsigned i = 0; i < in->nops; i++)
 		if (in->op[i].type == OP_VEC && reg == GPR_NONE)
 			reg = in->op[i].reg;
-	if (!bt_vector_allowed(v, evex ? VECTOR_AVX512 : VECTOR_AVX) || (evex && !mask_reg) || vlen > 64)
+	if (!bt_vector_allowed(v, evex ? VECTOR_AVX512 : VECTOR_AVX) || (evex && !mask_reg) ||
+	    vlen > 64)
 		return x86_fault(v, VEC_UD);
 	if (!scatter && (reg == in->vsib || (!evex && (mask_reg == reg || mask_reg == in->vsib))))
 		return x86_fault(v, VEC_UD);
@@ -70,7 +71,7 @@ static int gather_scatter(struct bt_vcpu *bv, const struct insn *in, bool scatte
 		gva_t la;
 
 		if (evex ? !(*opmask(bv, mask_reg) >> i & 1)
-		         : !(*vec_byte(bv, mask_reg, i * data + data - 1) & 0x80))
+			 : !(*vec_byte(bv, mask_reg, i * data + data - 1) & 0x80))
 			continue;
 		if (index == 4)
 			x = (int32_t)x;
