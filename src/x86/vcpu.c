@@ -42,9 +42,6 @@ void vcpu_reset(struct vcpu *v)
 	memset(v->mtrr_var, 0, sizeof(v->mtrr_var));
 	v->run_state = v->index == 0 ? VCPU_RUNNING : VCPU_WAIT_SIPI;
 	v->nmi_pending = v->nmi_blocked = v->irq_shadow = v->sipi_vector = 0;
-	v->event_vector = 0xff;
-	v->event_has_error = v->event_soft = 0;
-	v->event_error = 0;
 	memset(v->xsave, 0, sizeof(v->xsave));
 	memcpy(v->xsave, &fcw, sizeof(fcw));
 	memcpy(v->xsave + 24, &mxcsr, sizeof(mxcsr));
@@ -179,10 +176,6 @@ static const struct state_field vcpu_fields[] = {
     U8(nmi_blocked),
     U8(irq_shadow),
     U8(sipi_vector),
-    U8(event_vector),
-    U8(event_has_error),
-    U8(event_soft),
-    STATE_U32(struct vcpu, event_error),
     STATE_BYTES(struct vcpu, xsave),
 };
 

@@ -126,9 +126,6 @@ struct vcpu {
 	uint8_t nmi_pending, nmi_blocked;
 	uint8_t irq_shadow; /* interrupts held off for one instruction after STI, MOV SS, POP SS */
 	uint8_t sipi_vector;
-	/* An exception whose delivery was under way at an exit; vector 0xff = none. */
-	uint8_t event_vector, event_has_error, event_soft, event_pad;
-	uint32_t event_error;
 	/* The x87/SSE/AVX/AVX-512 state, XSAVE standard format. */
 	uint8_t xsave[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
 

@@ -252,7 +252,7 @@ struct bt_vcpu {
 	struct space_set sets[SPACE_SETS];
 	struct space_set *set;
 	uint64_t stamp;
-	uint32_t trap, trap_error; /* SITE_FAULT */
+	uint32_t trap; /* SITE_FAULT */
 	uint64_t trap_rip;
 	struct icache_entry *icache;
 	uint8_t *stubs;

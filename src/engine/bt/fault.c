@@ -83,7 +83,6 @@ static bool guest_fault(ucontext_t *uc)
 		return false;
 	bv->site = SITE_FAULT;
 	bv->trap = (uint32_t)uc->uc_mcontext.gregs[REG_TRAPNO];
-	bv->trap_error = (uint32_t)uc->uc_mcontext.gregs[REG_ERR];
 	bv->m->stats.signals++;
 	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)bt_exit_common;
 	return true;

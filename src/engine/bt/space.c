@@ -2,8 +2,8 @@
  * nothing.
  *
  * Invariants: an entry of a space was true when it was made and nothing the guest did since (INVLPG,
- * CR3 or CR4 write, ...) asked to forget it; so with jump cache entries and
- * `shows`; no write tag shows a page that holds translated code.
+ * CR3 or CR4 write, ...) asked to forget it; so with jump cache entries and `shows`.  No write tag
+ * shows a page that holds translated code.
  */
 #include <errno.h>
 #include <sys/mman.h>
