@@ -395,20 +395,9 @@ struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gp
 /* Converts the state of a jump (pair, flags) to the canonical one. */
 static void put_canonical(struct emit *e, unsigned pair, unsigned flags)
 {
-	unsigned a = pair >> 4, b = pair & 15;
-
 	if (flags == FLAGS_HOST)
-		e_flags_save(e, a, a == GPR_RAX);
-	if (pair == PAIR_CANONICAL)
-		return;
-	if (a != GPR_R10 && b != GPR_R10)
-		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
-	if (a != GPR_R11 && b != GPR_R11)
-		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
-	if (a != GPR_R10 && a != GPR_R11)
-		e_load_gs(e, a, GS_REG(a));
-	if (b != GPR_R10 && b != GPR_R11)
-		e_load_gs(e, b, GS_REG(b));
+		e_flags_save(e, pair >> 4, pair >> 4 == GPR_RAX);
+	e_canonical_pair(e, pair);
 }
 
 /* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */

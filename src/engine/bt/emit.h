@@ -215,4 +215,21 @@ static inline void e_flags_restore(struct emit *e, unsigned scratch)
 	e_mov(e, GPR_RAX, scratch);
 }
 
+/* Makes r10 and r11 the scratch pair instead of `pair`. */
+static inline void e_canonical_pair(struct emit *e, unsigned pair)
+{
+	unsigned a = pair >> 4, b = pair & 15;
+
+	if (pair == PAIR_CANONICAL)
+		return;
+	if (a != GPR_R10 && b != GPR_R10)
+		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
+	if (a != GPR_R11 && b != GPR_R11)
+		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
+	if (a != GPR_R10 && a != GPR_R11)
+		e_load_gs(e, a, GS_REG(a));
+	if (b != GPR_R10 && b != GPR_R11)
+		e_load_gs(e, b, GS_REG(b));
+}
+
 #endif

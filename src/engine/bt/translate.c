@@ -85,6 +85,17 @@ static void put_cold(struct trans *t)
 	t->m->cold = e.p;
 }
 
+/* The jump at `rel` leaves for C, its flags dead or in memory. */
+static struct bt_site *leave_at(struct trans *t, uint8_t *rel, enum site_kind kind, unsigned i)
+{
+	struct bt_site *site;
+	uint32_t n;
+
+	site = new_site(t, kind, i, &n);
+	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	return site;
+}
+
 static unsigned flags_label(const struct trans *t)
 {
 	return t->host_ok && !t->mem_ok ? FLAGS_HOST : FLAGS_MEM;
@@ -151,18 +162,7 @@ static void free_operands(struct trans *t, unsigned i)
 
 static void canonical_pair(struct trans *t)
 {
-	unsigned a = t0_of(t), b = t1_of(t);
-
-	if (t->pair == PAIR_CANONICAL)
-		return;
-	if (a != GPR_R10 && b != GPR_R10)
-		e_store_gs(&t->e, GS_REG(GPR_R10), GPR_R10);
-	if (a != GPR_R11 && b != GPR_R11)
-		e_store_gs(&t->e, GS_REG(GPR_R11), GPR_R11);
-	if (a != GPR_R10 && a != GPR_R11)
-		e_load_gs(&t->e, a, GS_REG(a));
-	if (b != GPR_R10 && b != GPR_R11)
-		e_load_gs(&t->e, b, GS_REG(b));
+	e_canonical_pair(&t->e, t->pair);
 	t->pair = PAIR_CANONICAL;
 }
 
@@ -282,16 +282,12 @@ static void put_link(struct trans *t, unsigned i, int cc, uint64_t target)
 /* Looks up from guest code if asked to.  Destroys flags: they are dead or in memory. */
 static void put_poll(struct trans *t, unsigned i, uint64_t target)
 {
-	struct bt_site *site;
 	uint8_t *rel;
-	uint32_t n;
 
 	e_gs(&t->e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
 	e8(&t->e, 0);
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
-	site = new_site(t, SITE_POLL, i, &n);
-	site->target = target;
-	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	leave_at(t, rel, SITE_POLL, i)->target = target;
 }
 
 /* Flags that the code at a direct jump's target may read. */
@@ -365,12 +361,10 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 {
 	struct bt_site *site;
 	uint8_t *rel;
-	uint32_t n;
 
 	about_to_clobber(t, t->plan.step[i].live);
 	rel = e_jmp(&t->e, t->e.p);
-	site = new_site(t, SITE_INTERP, i, &n);
-	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	site = leave_at(t, rel, SITE_INTERP, i);
 	if (goes_on) {
 		site->after_off = (uint32_t)(t->e.p - t->m->code);
 		t->host_ok = t->mem_ok = true; /* bt_enter loads both */
@@ -717,14 +711,12 @@ static void put_sti(struct trans *t, unsigned i)
 {
 	struct bt_site *site;
 	uint8_t *rel;
-	uint32_t n;
 
 	about_to_clobber(t, t->plan.step[i].live);
 	e_gs(&t->e, 0x80, 7, false, GS_OFFSET(irq_wait)); /* cmp byte, 0 */
 	e8(&t->e, 0);
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
-	site = new_site(t, SITE_INTERP, i, &n);
-	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	site = leave_at(t, rel, SITE_INTERP, i);
 	e_store_gs_imm32(&t->e, GS_OFFSET(if_flag), RFLAGS_IF);
 	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
@@ -733,14 +725,12 @@ static void put_cld(struct trans *t, unsigned i)
 {
 	struct bt_site *site;
 	uint8_t *rel;
-	uint32_t n;
 
 	about_to_clobber(t, t->plan.step[i].live);
 	e_gs(&t->e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
 	e8(&t->e, RFLAGS_DF >> 8);
 	rel = e_jcc(&t->e, CC_NE, t->e.p);
-	site = new_site(t, SITE_INTERP, i, &n);
-	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	site = leave_at(t, rel, SITE_INTERP, i);
 	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
 
@@ -827,11 +817,9 @@ static void note_map(struct trans *t, unsigned i)
 static void put_crossing_guard(struct trans *t)
 {
 	uint8_t *rel;
-	uint32_t n;
 
 	rel = e_test_shows(&t->e, t1_of(t), t->plan.second->id, CC_E);
-	new_site(t, SITE_CROSS, 0, &n);
-	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	leave_at(t, rel, SITE_CROSS, 0);
 }
 
 static void put_shadow(struct trans *t)
