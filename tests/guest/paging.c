@@ -187,6 +187,24 @@ static void crossing(void)
 	check_eq(*(u32 *)(two + 8188), 0x55667788);
 }
 
+/* Two accesses off one base, as far apart as the translator checks together, at every offset. */
+static void pairs_at_every_offset(void)
+{
+	static u8 three[3 * 4096] __attribute__((aligned(4096)));
+	u64 a, b;
+
+	for (unsigned i = 0; i < 3; i++)
+		map_page(TEST_VA + i * 4096, (u64)three + i * 4096, PTE_P | PTE_W);
+	for (u64 at = 3800; at < 4200; at++) {
+		*(volatile u64 *)(three + at) = at;
+		*(volatile u64 *)(three + at + 248) = ~at;
+		invlpg(TEST_VA); /* what was cached must not hide a failing check */
+		__asm__ volatile("movq (%2), %0; movq 248(%2), %1" : "=&r"(a), "=&r"(b) : "r"(TEST_VA + at) : "memory");
+		check_eq(a, at);
+		check_eq(b, ~at);
+	}
+}
+
 static void pcid(void)
 {
 	static u64 a[512] __attribute__((aligned(4096))), b[512] __attribute__((aligned(4096)));
@@ -252,6 +270,7 @@ int main(void)
 	invalidation();
 	large_pages();
 	crossing();
+	pairs_at_every_offset();
 	pcid();
 	noncanonical();
 	return 0;

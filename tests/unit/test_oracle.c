@@ -611,10 +611,10 @@ static void put_cluster(void)
 		if (k >= 13 && k != 18)
 			put8(0x0f);
 		put8(opcodes[k]);
-		put8(0x40 | (reg & 7) << 3 | (base & 7));
+		put8(0x80 | (reg & 7) << 3 | (base & 7));
 		if ((base & 7) == 4)
 			put8(0x24);
-		put8(below(112));
+		put32(below(3) ? below(112) : below(2) ? 0 : 248); /* spans up to the merging limit */
 		if (reg == base)
 			put_mov_imm(base, any_address(1));
 	}

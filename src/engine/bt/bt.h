@@ -126,7 +126,8 @@ struct bt_site {
 	uint32_t
 	    after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
 	uint16_t guest_off;  /* of the instruction in the block */
-	uint8_t kind, size;  /* size: bytes accessed */
+	uint8_t kind;
+	uint16_t size;       /* READ, WRITE: bytes accessed */
 	uint8_t pair, flags; /* LINK: state at the exit */
 	uint8_t linked;
 	uint8_t

@@ -289,6 +289,10 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 				if (rc == X86_FAULT)
 					m->stats.faults++;
 				if (rc == 0 && !site.no_retry) {
+					/* The state is that before the instruction: a good place to look up. */
+					if (unlikely(atomic_load_explicit(&v->attention,
+									  memory_order_relaxed)))
+						return 0;
 					pc = m->code + site.host_off;
 					continue;
 				}

@@ -254,7 +254,7 @@ static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write
 	rel = e_jcc(e, CC_A, e->p);
 	e_mem(e, 0x03, a, b, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
 	site = new_site(t, write ? SITE_WRITE : SITE_READ, i, &n);
-	site->size = (uint8_t)MIN(size, 255u);
+	site->size = (uint16_t)size;
 	site->host_off = (uint32_t)(retry - t->m->code);
 	add_cold(t, rel, bt_miss_thunk(t->m, write, t->pair), n);
 	return n;
