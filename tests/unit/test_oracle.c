@@ -245,7 +245,6 @@ static void guest_create(void)
 
 static void run_guest(struct world *w)
 {
-	static const uint32_t errors = 1u << 8 | 1u << 10 | 1u << 11 | 1u << 12 | 1u << 13 | 1u << 14 | 1u << 17;
 	struct vcpu *v = vcpu;
 	struct error err;
 	enum exit_reason reason;
@@ -278,7 +277,6 @@ static void run_guest(struct world *w)
 
 		w->vector = (unsigned)(v->rip - 1 - HANDLERS_AT) / 16;
 		memcpy(frame, ram_host(&ram, FAULT_STACK - 40, 40), 40);
-		(void)errors;
 		w->rip = frame[0];
 		w->rflags = frame[2];
 		w->regs[GPR_RSP] = frame[3];
