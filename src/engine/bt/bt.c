@@ -101,25 +101,30 @@ static void vcpu_destroy(struct vcpu *v)
 	bt_space_free(bv);
 	munmap(bv->stubs, STUB_BYTES);
 	free(bv->icache);
-	free(bv);
+	munmap(bv, bv->bytes);
 }
 
 static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struct error *err)
 {
 	struct bt_machine *m = (struct bt_machine *)em;
 	struct bt_vcpu *bv;
+	size_t bytes;
 
 	if (m->nvcpus == ARRAY_SIZE(m->vcpus)) {
 		error_set(err, EINVAL, "engine bt has room for %zu vcpus a machine",
 			  ARRAY_SIZE(m->vcpus));
 		return NULL;
 	}
-	bv = aligned_alloc(64, ALIGN_UP(sizeof(*bv), (size_t)64));
-	if (!bv) {
+	/* Most of it is slots, which cost memory once they are used. */
+	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
+	bv = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (bv == MAP_FAILED) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
 		return NULL;
 	}
-	memset(bv, 0, sizeof(*bv));
+	bv->bytes = bytes;
+	bv->sites = m->sites;
+	bv->code = m->code;
 	bv->v.index = index;
 	bv->v.ram = m->ram;
 	bv->m = m;
@@ -131,7 +136,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 		if (bv->stubs != MAP_FAILED)
 			munmap(bv->stubs, STUB_BYTES);
 		free(bv->icache);
-		free(bv);
+		munmap(bv, bytes);
 		return NULL;
 	}
 	m->vcpus[m->nvcpus++] = bv;
@@ -214,7 +219,9 @@ static void stats(struct engine_machine *em, FILE *out)
 	COUNTER(cache_flushes);
 	COUNTER(code_writes);
 	COUNTER(invalidated_blocks);
-	COUNTER(unmerged_blocks);
+	COUNTER(unmerged_checks);
+	COUNTER(wide_checks);
+	COUNTER(slot_flushes);
 	COUNTER(interp_insns);
 	COUNTER(faults);
 	COUNTER(interrupts);

@@ -26,8 +26,10 @@
 struct tlb_entry {
 	uint64_t read_tag, write_tag; /* minus the page's address, or tlb_invalid */
 	uint64_t host;                /* host address of the page */
-	uint64_t unused;
+	uint64_t kind;                /* TLB_GLOBAL, TLB_USER */
 };
+#define TLB_GLOBAL 1u
+#define TLB_USER 2u
 
 /* The tag of an empty entry: that of a page which belongs to the neighbouring entry, so that no
  * address looked up here matches, canonical or not. */
@@ -35,6 +37,18 @@ static inline uint64_t tlb_invalid(unsigned index)
 {
 	return -((uint64_t)(index ^ 1) << GUEST_PAGE_SHIFT);
 }
+
+/* What one check in translated code last found: tag + address < 4096 iff the page matches, then
+ * addend + address is the host address.  Each vcpu has one a site, filled by runtime.S. */
+struct bt_slot {
+	uint64_t tag, addend;
+};
+/* An empty slot: its tag matches only a page that is not canonical, and added to any canonical address its
+ * addend gives one that is not, so that using it by mistake faults and is interpreted. */
+#define SLOT_NO_TAG 0x8000000000000000ull
+#define SLOT_NO_ADDEND 0x7000000000000000ull
+/* Filled since the last flush: those of user code, those of kernel code. */
+#define SLOT_LOG 8192
 
 #define JUMP_ENTRIES 4096
 #define JUMP_INVALID 1ull /* with host = the lookup exit */
@@ -119,28 +133,33 @@ enum site_kind {
 	SITE_KINDS
 };
 
+/* READ, WRITE: a check; LINK: a direct jump. */
 struct bt_site {
 	struct bt_block *block;
-	uint64_t target;   /* LINK, POLL: rip to go to */
-	uint32_t host_off; /* READ, WRITE: retry here; LINK: the rel32 to patch */
-	uint32_t
-	    after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
-	uint16_t guest_off;  /* of the instruction in the block */
+	uint32_t host_off;  /* READ, WRITE: retry here; LINK: the rel32 to patch */
+	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
+	uint16_t guest_off; /* of the instruction in the block */
 	uint8_t kind;
-	uint16_t size;       /* READ, WRITE: bytes accessed */
-	uint8_t pair, flags; /* LINK: state at the exit */
+	uint8_t user;
+	uint16_t size, limit; /* READ, WRITE: bytes accessed; 4096 - size */
+	int16_t misses; /* READ, WRITE: of its slot in a row, each soon after the one before; from -SLOT_MISSES up */
+	uint8_t pair, flags;  /* LINK: state at the exit */
 	uint8_t linked;
-	uint8_t
-	    merged; /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
-	uint8_t
-	    failures; /* merged: how often it did; MERGE_FAILURES make the block anew without merging */
-	uint8_t
-	    no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
-	uint32_t guard_id;          /* LINK: binding whose list `guarded` it is on, 0 = none */
-	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
+	uint8_t merged;   /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
+	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
+	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
+	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
+	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
+	union {
+		uint64_t target; /* LINK, POLL: rip to go to */
+		uint32_t missed; /* READ, WRITE: when its slot last did; low bits of the TSC */
+	};
 	uint32_t next_in;           /* LINK: next site linked to the same block */
 	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
+	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
+/* A slot that misses this often, each time within a few hundred cycles, is not worth having. */
+#define SLOT_MISSES 64
 
 enum flags_state { FLAGS_HOST, FLAGS_MEM };
 
@@ -184,14 +203,14 @@ struct bt_binding {
 };
 
 #define MERGE_FAILURES 8
-#define UNMERGED_BITS 8192u
+#define HINT_BITS 16384u
 
 #define BLOCK_HASH (1u << 15)
 #define BINDING_HASH (1u << 12)
 
 struct bt_stats {
 	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks,
-	    unmerged_blocks;
+	    unmerged_checks, wide_checks, slot_flushes;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t faults, interrupts, page_crossings, signals;
@@ -207,6 +226,7 @@ struct bt_machine {
 	const uint8_t *lookup_exit;  /* leaves for SITE_LOOKUP; what empty jump entries hold */
 	uint8_t *exit_thunk[2][256]; /* [flags][pair], made when first needed */
 	uint8_t *miss_thunk[2][256]; /* [write][pair] */
+	uint8_t *refill_thunk[2][256];
 	struct bt_site *sites;
 	uint32_t nsites, max_sites;
 	struct bt_block *blocks;
@@ -217,8 +237,8 @@ struct bt_machine {
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
-	uint64_t unmerged[UNMERGED_BITS /
-			  64];   /* by a hash of gpa: blocks to make without merged checks */
+	/* By a hash of an instruction's gpa: its check must not be shared; it looks into the TLB. */
+	uint64_t alone[HINT_BITS / 64], wide[HINT_BITS / 64];
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
@@ -239,12 +259,19 @@ struct bt_vcpu {
 	uint16_t pad0[3];
 	uint64_t arg;   /* READ, WRITE: guest-virtual address */
 	uint64_t spill; /* scratch of multi-access sequences */
+	uint64_t save[4], leave; /* runtime.S: while it fills a slot */
+	struct bt_site *sites;   /* of m */
+	uint8_t *code;           /* of m */
 	struct bt_space *space;
 	struct jump_cache *jumps;                        /* the current one */
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
 	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
 	uint8_t irq_wait;          /* an interrupt may be deliverable once IF is set */
+	uint8_t slots_local; /* kernel code has a slot for a page that is not global */
+	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
+	uint32_t slot_fills[2]; /* [user] */
+	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 
 	/* C only */
 	struct bt_machine *m;
@@ -264,8 +291,13 @@ struct bt_vcpu {
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct jump_cache *kernel_jumps;
+	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
+	size_t bytes;        /* of this struct with its slots */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
+	struct bt_slot slots[]; /* by site */
 };
+
+enum refill { REFILL_MISS, REFILL_OFTEN, REFILL_FULL, REFILL_AC };
 
 #define GPA_NONE (~0ull)
 
@@ -276,7 +308,7 @@ static inline struct bt_vcpu *bt_of(struct vcpu *v)
 
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
-extern const char bt_exit_common[];
+extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 
@@ -309,6 +341,13 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
 void bt_space_drop_writes(struct bt_machine *m, gpa_t page);  /* the page became code */
 void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_machine *m);              /* all code went */
+void bt_slots_flush(struct bt_vcpu *bv, bool user);
+void bt_slots_flush_all(struct bt_vcpu *bv);
+static inline void bt_slot_clear(struct bt_slot *s)
+{
+	s->tag = SLOT_NO_TAG;
+	s->addend = SLOT_NO_ADDEND;
+}
 
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_machine *m, struct error *err);
@@ -324,11 +363,11 @@ struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, boo
 struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
 void bt_block_insert(struct bt_machine *m, struct bt_block *b);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
-/* Drops a block whose merged checks keep failing; its next translation checks each access. */
-void bt_block_unmerge(struct bt_machine *m, struct bt_block *b);
-static inline unsigned unmerged_index(gpa_t gpa)
+/* Drops the block of a check, to be made anew with a hint on the check's instruction. */
+void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints);
+static inline unsigned hint_index(gpa_t gpa)
 {
-	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 51) & (UNMERGED_BITS - 1);
+	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 50) & (HINT_BITS - 1);
 }
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
@@ -341,6 +380,7 @@ void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all);
 const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair);
 const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair);
+const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair);
 
 /* translate.c */
 struct trans *bt_trans_create(void);

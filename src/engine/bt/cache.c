@@ -47,6 +47,7 @@ static void code_reset(struct bt_machine *m)
 	m->cold_end = m->code + m->cache_bytes;
 	x86_zero(m->exit_thunk, sizeof(m->exit_thunk));
 	x86_zero(m->miss_thunk, sizeof(m->miss_thunk));
+	x86_zero(m->refill_thunk, sizeof(m->refill_thunk));
 	m->nsites = SITE_FIXED;
 	m->nblocks = 0;
 	m->nmaps = 0;
@@ -182,6 +183,29 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 	return m->miss_thunk[write][pair];
 }
 
+/* Entered from a check that failed on its slot: b holds tag + address. */
+const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair)
+{
+	unsigned b = pair & 15;
+	const uint8_t *leave;
+	struct emit e;
+
+	if (m->refill_thunk[write][pair])
+		return m->refill_thunk[write][pair];
+	leave = bt_exit_thunk(m, FLAGS_MEM, pair);
+	m->refill_thunk[write][pair] = e.p = m->cold;
+	e_store_gs(&e, GS_OFFSET(arg), b);
+	e_mov_imm(&e, b, (uint64_t)leave);
+	e_store_gs(&e, GS_OFFSET(leave), b);
+	e_mov_imm(&e, b, (uint64_t)(write ? bt_refill_write : bt_refill_read));
+	if (b >= 8)
+		e8(&e, 0x41);
+	e8(&e, 0xff); /* jmp b */
+	e8(&e, 0xe0 | (b & 7));
+	m->cold = e.p;
+	return m->refill_thunk[write][pair];
+}
+
 void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
 {
 	static const uint8_t low_first[] = {GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI,
@@ -192,7 +216,7 @@ void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
 	while (e->in.gpr_operands >> low_first[i] & 1)
 		i++;
 	e->stub_base = low_first[i];
-	out.p += insn_encode(&e->in, e->stub_base, 0, out.p);
+	out.p += insn_encode(&e->in, (struct host_mem){e->stub_base, GPR_NONE, 0}, out.p);
 	e8(&out, 0xff); /* jmp [rip + 0] */
 	e8(&out, 0x25);
 	e32(&out, 0);
@@ -346,12 +370,14 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 }
 
-void bt_block_unmerge(struct bt_machine *m, struct bt_block *b)
+void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints)
 {
-	unsigned bit = unmerged_index(b->gpa);
+	struct bt_block *b = site->block;
+	unsigned bit = hint_index(b->gpa + site->guest_off);
 
-	m->unmerged[bit / 64] |= 1ull << bit % 64;
-	m->stats.unmerged_blocks++;
+	hints[bit / 64] |= 1ull << bit % 64;
+	if (!b->valid)
+		return;
 	page_remove(m, b);
 	block_remove(m, b);
 }

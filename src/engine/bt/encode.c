@@ -2,22 +2,24 @@
 #include "engine/bt/insn.h"
 #include "x86/cpu.h"
 
-/* ModRM (and what follows it) for [base + disp], register field of `modrm`.  EVEX scales an 8-bit
- * displacement: `wide` takes 32 bits. */
-static unsigned put_operand(uint8_t modrm, unsigned base, int32_t disp, bool wide, uint8_t *out)
+/* ModRM (and what follows it) for `mem`, register field of `modrm`.  EVEX scales an 8-bit displacement:
+ * `wide` takes 32 bits. */
+static unsigned put_operand(uint8_t modrm, struct host_mem mem, bool wide, uint8_t *out)
 {
-	unsigned mod = disp == 0 && (base & 7) != 5               ? 0
-		       : disp == (int8_t)disp && (!wide || !disp) ? 1
-								  : 2;
+	unsigned mod = mem.disp == 0 && (mem.base & 7) != 5                       ? 0
+		       : mem.disp == (int8_t)mem.disp && (!wide || !mem.disp) ? 1
+									      : 2;
+	bool sib = mem.index != GPR_NONE || (mem.base & 7) == 4;
 	unsigned n = 0;
 
-	out[n++] = (uint8_t)(mod << 6 | (modrm & 0x38) | (base & 7));
-	if ((base & 7) == 4) /* r12 needs a SIB byte */
-		out[n++] = 0x24;
+	out[n++] = (uint8_t)(mod << 6 | (modrm & 0x38) | (sib ? 4 : mem.base & 7));
+	if (sib)
+		out[n++] = (uint8_t)((mem.index == GPR_NONE ? 4 : mem.index & 7) << 3 |
+				     (mem.base & 7));
 	if (mod == 1)
-		out[n++] = (uint8_t)disp;
+		out[n++] = (uint8_t)mem.disp;
 	for (unsigned i = 0; mod == 2 && i < 4; i++)
-		out[n++] = (uint8_t)((uint32_t)disp >> (8 * i));
+		out[n++] = (uint8_t)((uint32_t)mem.disp >> (8 * i));
 	return n;
 }
 
@@ -29,7 +31,18 @@ static unsigned put_tail(const struct insn *in, uint8_t *out)
 	return n;
 }
 
-static unsigned encode_legacy(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
+static bool has_high_index(struct host_mem mem)
+{
+	return mem.index != GPR_NONE && mem.index >= 8;
+}
+
+/* The X and B bits of VEX and EVEX, which are inverted. */
+static uint8_t inverted_xb(struct host_mem mem)
+{
+	return (uint8_t)((has_high_index(mem) ? 0 : 0x40) | (mem.base & 8 ? 0 : 0x20));
+}
+
+static unsigned encode_legacy(const struct insn *in, struct host_mem mem, uint8_t *out)
 {
 	unsigned n = 0, i, opcode_end = in->modrm_off ? in->modrm_off : in->tail_off;
 	uint8_t rex = in->rex;
@@ -58,7 +71,7 @@ static unsigned encode_legacy(const struct insn *in, unsigned base, int32_t disp
 	if (has66)
 		out[n++] = 0x66;
 	if (in->has_mem)
-		rex = (uint8_t)((rex & ~3u) | base >> 3);
+		rex = (uint8_t)((rex & ~3u) | mem.base >> 3 | (has_high_index(mem) ? 2 : 0));
 	if (rex & 0x0f)
 		rex |= 0x40;
 	if (rex)
@@ -76,18 +89,18 @@ static unsigned encode_legacy(const struct insn *in, unsigned base, int32_t disp
 		static const uint8_t form[] = {0x8a, 0x8b, 0x88, 0x89};
 
 		out[n++] = form[in->bytes[in->opcode_off] & 3];
-		return n + put_operand(0, base, disp, false, out + n);
+		return n + put_operand(0, mem, false, out + n);
 	}
 	x86_copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
 	n += opcode_end - in->opcode_off;
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, disp, false, out + n);
+		n += put_operand(in->bytes[in->modrm_off], mem, false, out + n);
 	else if (in->modrm_off)
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-static unsigned encode_vex(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
+static unsigned encode_vex(const struct insn *in, struct host_mem mem, uint8_t *out)
 {
 	const uint8_t *b = in->bytes + in->opcode_off;
 	uint8_t p1, p2;
@@ -101,7 +114,7 @@ static unsigned encode_vex(const struct insn *in, unsigned base, int32_t disp, u
 		p2 = b[2];
 	}
 	if (in->has_mem)
-		p1 = (uint8_t)((p1 & ~0x60u) | 0x40 | (base & 8 ? 0 : 0x20));
+		p1 = (uint8_t)((p1 & ~0x60u) | inverted_xb(mem));
 	if (in->mode != MODE_64) {
 		p1 |= 0xc0;
 		p2 |= 0x40; /* vvvv bit 3 is ignored there */
@@ -116,38 +129,38 @@ static unsigned encode_vex(const struct insn *in, unsigned base, int32_t disp, u
 	}
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, disp, false, out + n);
+		n += put_operand(in->bytes[in->modrm_off], mem, false, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-static unsigned encode_evex(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
+static unsigned encode_evex(const struct insn *in, struct host_mem mem, uint8_t *out)
 {
 	const uint8_t *b = in->bytes + in->opcode_off;
 	unsigned n = 0;
 
 	out[n++] = 0x62;
-	out[n++] = in->has_mem ? (uint8_t)((b[1] & ~0x60u) | 0x40 | (base & 8 ? 0 : 0x20)) : b[1];
+	out[n++] = in->has_mem ? (uint8_t)((b[1] & ~0x60u) | inverted_xb(mem)) : b[1];
 	out[n++] = b[2];
 	out[n++] = b[3];
 	out[n++] = in->bytes[in->modrm_off - 1];
 	if (in->has_mem)
-		n += put_operand(in->bytes[in->modrm_off], base, disp, true, out + n);
+		n += put_operand(in->bytes[in->modrm_off], mem, true, out + n);
 	else
 		out[n++] = in->bytes[in->modrm_off];
 	return n + put_tail(in, out + n);
 }
 
-unsigned insn_encode(const struct insn *in, unsigned base, int32_t disp, uint8_t *out)
+unsigned insn_encode(const struct insn *in, struct host_mem mem, uint8_t *out)
 {
 	if (in->encoding == 1 && !in->modrm_off) { /* VZEROUPPER, VZEROALL */
 		x86_copy(out, in->bytes, in->len);
 		return in->len;
 	}
 	switch (in->encoding) {
-	case 1: return encode_vex(in, base, disp, out);
-	case 2: return encode_evex(in, base, disp, out);
-	default: return encode_legacy(in, base, disp, out);
+	case 1: return encode_vex(in, mem, out);
+	case 2: return encode_evex(in, mem, out);
+	default: return encode_legacy(in, mem, out);
 	}
 }

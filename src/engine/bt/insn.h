@@ -100,9 +100,15 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 /* The instruction's name, for statistics. */
 const char *insn_name(const struct insn *in);
 
-/* Writes the instruction for 64-bit mode with its memory operand replaced by [base + disp] (base: a GPR
- * number other than rsp; must be below 8 if in->high8), or unchanged if it has none.  Returns the
- * length (at most INSN_MAX + 7). */
-unsigned insn_encode(const struct insn *in, unsigned base, int32_t disp, uint8_t *out);
+/* A memory operand on the host: [base + index + disp]; base: a GPR number, index: one but rsp, or
+ * GPR_NONE. */
+struct host_mem {
+	uint8_t base, index;
+	int32_t disp;
+};
+
+/* Writes the instruction for 64-bit mode with its memory operand, if it has one, replaced by `mem` (whose
+ * registers must be below 8 if in->high8).  Returns the length (at most INSN_MAX + 8). */
+unsigned insn_encode(const struct insn *in, struct host_mem mem, uint8_t *out);
 
 #endif

@@ -1,5 +1,5 @@
 /* Planning a block: decode up to a branch, class each instruction by how it is emitted, find out backwards
- * which flags are live where, and group runs of pushes and pops.
+ * which flags are live where, and let accesses share checks.
  *
  * "Live" is exact within the block and pessimistic at its exits, so nothing is assumed about code
  * elsewhere.
@@ -185,7 +185,7 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 	s->use &= (uint16_t) ~(1u << GPR_RSP);
-	s->group = 0;
+	memset(s->access, 0, sizeof(s->access));
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
@@ -201,116 +201,255 @@ static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, 
 	p->step[0].rip = rip;
 	note_step(m, user, &p->step[0]);
 	p->step[0].live = RFLAGS_ARITH;
-	p->step[0].group = 0;
 	p->second = second;
 	p->n = 1;
 	return 0;
 }
 
-#define MAX_GROUP 8
+/* --- shared checks --- */
+
 #define MAX_SPAN 256
+#define MAX_GROUPS 12
 
-static bool plain_pop(const struct step *s)
+/* What is known of a register: the value `id` plus `delta`. */
+struct value {
+	uint32_t id;
+	int64_t delta;
+};
+
+#define ID_FIRST 1u /* 0: no register, an absolute address */
+
+struct group {
+	uint32_t base, index;
+	uint8_t scale;
+	uint16_t leader;
+	unsigned section; /* of the last access that may extend a check for reading to one for writing */
+	int64_t low, high; /* the range checked, as offset from base + index * scale */
+	int64_t at;        /* the leader's offset */
+};
+
+struct tracker {
+	struct value reg[GPR_COUNT];
+	uint32_t next_id, segment[SEG_COUNT];
+	/* Counts what may fault or leave: a check for writing must not come before such a place if the write
+	 * comes behind it, since it sets the dirty bit. */
+	unsigned section;
+	unsigned ngroups, oldest;
+	struct group group[MAX_GROUPS];
+};
+
+static void fresh(struct tracker *k, unsigned r)
 {
-	return s->shape == S_POP && s->in.op[0].reg != GPR_RSP;
+	k->reg[r] = (struct value){k->next_id++, 0};
 }
 
-static bool plain_push(const struct step *s)
+static void forget_all(struct tracker *k)
 {
-	return s->shape == S_PUSH && s->in.op[0].type == OP_GPR && s->in.op[0].reg != GPR_RSP;
+	for (unsigned r = 0; r < GPR_COUNT; r++)
+		fresh(k, r);
+	for (unsigned i = 0; i < SEG_COUNT; i++)
+		k->segment[i] = k->next_id++;
+	k->ngroups = k->oldest = 0;
+	k->section++;
 }
 
-/* A run of register pushes, or of pops (with a return at the end); its length, or 0. */
-static unsigned stack_run(const struct plan *p, unsigned i)
+/* The access lies at `at` from base + index * scale and is `size` long.  Finds it a leader, or makes it one. */
+static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which, struct group at,
+		  unsigned size, bool write, bool alone)
 {
-	bool pushes = plain_push(&p->step[i]);
-	unsigned n = 0;
+	struct access *a = &p->step[i].access[which];
+	struct group *g;
 
-	if (!pushes && !plain_pop(&p->step[i]))
-		return 0;
-	while (i + n < p->n && n < MAX_GROUP &&
-	       (pushes ? plain_push(&p->step[i + n]) : plain_pop(&p->step[i + n])))
-		n++;
-	if (!pushes && i + n < p->n && p->step[i + n].shape == S_RET)
-		n++;
-	return n;
+	for (unsigned n = 0; n < k->ngroups && !alone; n++) {
+		struct access *leader;
+		int64_t low, high;
+
+		g = &k->group[n];
+		leader = &p->step[(g->leader - 1) / 2].access[(g->leader - 1) % 2];
+		low = MIN(g->low, at.at);
+		high = MAX(g->high, at.at + (int64_t)size);
+		if (g->base != at.base || g->index != at.index || g->scale != at.scale ||
+		    high - low > MAX_SPAN || (write && !leader->write && g->section != k->section))
+			continue;
+		leader->leads = true;
+		leader->write = leader->write || write;
+		leader->low = (int32_t)(low - g->at);
+		leader->span = (uint16_t)(high - low);
+		g->low = low;
+		g->high = high;
+		a->leader = g->leader;
+		return;
+	}
+	k->section++;
+	a->write = write;
+	a->span = (uint16_t)size;
+	if (alone)
+		return;
+	g = &k->group[k->ngroups < MAX_GROUPS ? k->ngroups++ : k->oldest++ % MAX_GROUPS];
+	*g = at;
+	g->leader = (uint16_t)(1 + i * 2 + which);
+	g->section = k->section;
+	g->low = at.at;
+	g->high = at.at + (int64_t)size;
 }
 
-static bool mergeable(const struct step *s)
+static bool has_bit(const uint64_t *bits, gpa_t gpa)
+{
+	unsigned n = hint_index(gpa);
+
+	return bits[n / 64] >> n % 64 & 1;
+}
+
+static void place_memory(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
+			 gpa_t gpa)
+{
+	struct step *s = &p->step[i];
+	const struct insn *in = &s->in;
+	bool alone = in->addrsize != 8 || has_bit(m->alone, gpa), segment;
+	struct group at = {.scale = in->mem_index < GPR_COUNT ? in->mem_scale : 1, .at = step_disp(s)};
+
+	if (in->mem_base != GPR_RIP && (in->disp > 1 << 30 || in->disp < -(1 << 30)))
+		alone = true; /* the range must be within reach of a displacement */
+	segment = in->mem_seg == SEG_FS || in->mem_seg == SEG_GS;
+	if (segment) {
+		alone = alone || in->mem_index != GPR_NONE || in->mem_base != GPR_NONE;
+		at.base = k->segment[in->mem_seg];
+	} else if (in->mem_base < GPR_COUNT) {
+		at.base = k->reg[in->mem_base].id;
+		at.at += k->reg[in->mem_base].delta;
+	}
+	if (in->mem_index < GPR_COUNT) {
+		at.index = k->reg[in->mem_index].id;
+		at.at += k->reg[in->mem_index].delta * in->mem_scale;
+	}
+	s->access[ACCESS_MEM].wide = has_bit(m->wide, gpa);
+	/* (The write of a read-modify-write is its own reason.) */
+	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
+	      s->shape == S_MEM && in->mem_write, alone);
+}
+
+static void place_stack(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
+			unsigned reg, int disp, bool write, gpa_t gpa)
+{
+	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
+
+	place(p, k, i, ACCESS_STACK, at, 8, write, has_bit(m->alone, gpa));
+}
+
+/* Registers after the instruction. */
+static void follow_values(struct tracker *k, const struct step *s)
 {
 	const struct insn *in = &s->in;
+	unsigned d = in->op[0].reg, b = in->op[1].reg;
+	bool whole = in->nops && in->op[0].type == OP_GPR && in->op[0].size == 8;
+	struct value *rsp = &k->reg[GPR_RSP];
 
-	return s->shape == S_MEM && in->mem_index == GPR_NONE && in->mem_base != GPR_NONE &&
-	       in->addrsize == 8 && in->mem_seg != SEG_FS && in->mem_seg != SEG_GS;
+	switch (s->shape) {
+	case S_PUSH:
+	case S_PUSHF:
+	case S_CALL: rsp->delta -= 8; return;
+	case S_POP:
+		rsp->delta += 8;
+		fresh(k, d);
+		return;
+	case S_RET:
+		rsp->delta += 8 + (in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0);
+		return;
+	case S_LEAVE:
+		*rsp = k->reg[GPR_RBP];
+		rsp->delta += 8;
+		fresh(k, GPR_RBP);
+		return;
+	case S_LEA:
+		if (whole && in->addrsize == 8 && in->mem_index == GPR_NONE && in->mem_base < GPR_COUNT) {
+			k->reg[d] = (struct value){k->reg[in->mem_base].id,
+						   k->reg[in->mem_base].delta + in->disp};
+			return;
+		}
+		break;
+	case S_COPY:
+		if (!whole)
+			break;
+		switch (in->mnemonic) {
+		case ZYDIS_MNEMONIC_MOV:
+			if (in->op[1].type != OP_GPR)
+				break;
+			k->reg[d] = k->reg[b];
+			return;
+		case ZYDIS_MNEMONIC_ADD:
+			if (in->op[1].type != OP_IMM)
+				break;
+			k->reg[d].delta += (int64_t)in->imm;
+			return;
+		case ZYDIS_MNEMONIC_SUB:
+			if (in->op[1].type != OP_IMM)
+				break;
+			k->reg[d].delta -= (int64_t)in->imm;
+			return;
+		case ZYDIS_MNEMONIC_INC: k->reg[d].delta++; return;
+		case ZYDIS_MNEMONIC_DEC: k->reg[d].delta--; return;
+		default: break;
+		}
+		break;
+	case S_INTERP:
+	case S_INTERP_END:
+	case S_CLAC:
+	case S_STAC: forget_all(k); return;
+	case S_SWAPGS: k->segment[SEG_GS] = k->next_id++; return;
+	case S_RDTSC: fresh(k, GPR_RAX), fresh(k, GPR_RDX), fresh(k, GPR_RCX); return;
+	default: break;
+	}
+	for (unsigned r = 0; r < GPR_COUNT; r++)
+		if (in->gpr_write >> r & 1)
+			fresh(k, r);
 }
 
-/* May stand between accesses that share a check: cannot fault, needs no scratch register. */
-static bool transparent(const struct step *s)
+/* Cannot fault. */
+static bool harmless(const struct step *s)
 {
 	return s->shape == S_NOP || s->shape == S_LEA ||
 	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
 
-/* Accesses off the base of step i, its value unchanged, within MAX_SPAN bytes; how many instructions. */
-static unsigned access_run(struct plan *p, unsigned i)
+static void share_checks(struct plan *p, const struct bt_machine *m, gpa_t gpa)
 {
-	struct step *first = &p->step[i];
-	unsigned base = first->in.mem_base, n = 1, end = 1;
-	int64_t low, high;
-	bool write;
+	struct tracker k = {.next_id = ID_FIRST};
 
-	if (!mergeable(first))
-		return 0;
-	low = step_disp(first);
-	high = low + first->in.mem_size;
-	write = first->in.mem_write;
-	for (; n < MAX_GROUP && i + n < p->n; n++) {
-		const struct step *s = &p->step[i + n], *before = s - 1;
-		int64_t l, h;
+	forget_all(&k);
+	for (unsigned i = 0; i < p->n; i++) {
+		struct step *s = &p->step[i];
+		gpa_t at = gpa + (s->rip - p->step[0].rip);
 
-		if (base < GPR_NONE && (before->in.gpr_write >> base & 1))
+		switch (s->shape) {
+		case S_MEM: place_memory(p, m, &k, i, at); break;
+		case S_PUSH:
+		case S_CALL:
+			if (s->in.op[0].type == OP_MEM)
+				place_memory(p, m, &k, i, at);
+			place_stack(p, m, &k, i, GPR_RSP, -8, true, at);
 			break;
-		if (transparent(s))
-			continue;
-		if (!mergeable(s) || s->in.mem_base != base)
+		case S_PUSHF: place_stack(p, m, &k, i, GPR_RSP, -8, true, at); break;
+		case S_JMP:
+			if (s->in.op[0].type == OP_MEM)
+				place_memory(p, m, &k, i, at);
 			break;
-		l = MIN(low, step_disp(s));
-		h = MAX(high, step_disp(s) + s->in.mem_size);
-		if (h - l > MAX_SPAN)
-			break;
-		low = l;
-		high = h;
-		write = write || s->in.mem_write;
-		end = n + 1;
-	}
-	if (end > 1) {
-		first->low = low;
-		first->span = (uint16_t)(high - low);
-		first->group_write = write;
-	}
-	return end;
-}
-
-static void find_groups(struct plan *p)
-{
-	for (unsigned i = 0; i < p->n;) {
-		unsigned n = stack_run(p, i);
-
-		if (!n)
-			n = access_run(p, i);
-		p->step[i].group = n > 1 ? (uint8_t)n : 0;
-		/* All registers of the group must be in place at once. */
-		for (unsigned k = 1; k < n; k++)
-			p->step[i].use |= p->step[i + k].use;
-		i += n ? n : 1;
+		case S_POP:
+		case S_RET: place_stack(p, m, &k, i, GPR_RSP, 0, false, at); break;
+		case S_LEAVE: place_stack(p, m, &k, i, GPR_RBP, 0, false, at); break;
+		default:
+			if (!harmless(s))
+				k.section++;
+		}
+		follow_values(&k, s);
 	}
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
-	    uint64_t rip, unsigned room, const struct bt_binding *second, bool merge)
+int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, uint64_t rip,
+	    const struct bt_binding *second)
 {
-	unsigned at = 0;
+	unsigned at = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
+	const uint8_t *code = ram_host(m->ram, gpa, room);
 
 	p->second = NULL;
 
@@ -334,13 +473,16 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t
 			break;
 		}
 	}
-	if (p->n == 0)
-		return second ? plan_crossing(p, m, user, code, rip, room, second) : -1;
+	if (p->n == 0) {
+		if (!second || plan_crossing(p, m, user, code, rip, room, second))
+			return -1;
+		share_checks(p, m, gpa);
+		return 0;
+	}
 	for (unsigned i = p->n, live = RFLAGS_ARITH; i-- > 0;) {
 		live = (live & ~(unsigned)p->step[i].write) | p->step[i].read;
 		p->step[i].live = (uint16_t)live;
 	}
-	if (merge)
-		find_groups(p);
+	share_checks(p, m, gpa);
 	return 0;
 }

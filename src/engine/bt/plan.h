@@ -32,6 +32,20 @@ enum shape {
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };
 
+/* One memory access of a step.  Accesses at fixed distances from each other (one base and index, whose
+ * changes by constants are followed) share the check of the first, their leader. */
+struct access {
+	bool leads;      /* others rely on this one's check: it covers [address + low, + span) for all */
+	bool write;      /* the check is for writing */
+	bool wide;       /* look into the TLB: the address changes its page too often for a slot */
+	uint16_t leader; /* 1 + index * 2 + which; 0: own check */
+	uint16_t span;
+	int32_t low;
+	uint32_t site; /* of the check; set when it is emitted */
+};
+
+enum { ACCESS_MEM, ACCESS_STACK, ACCESS_KINDS };
+
 struct step {
 	struct insn in;
 	uint64_t rip;
@@ -39,12 +53,7 @@ struct step {
 	uint16_t use;         /* registers the instruction names */
 	uint16_t read, write; /* flags */
 	uint16_t live;        /* flags needed before it */
-	/* From here on, `group` instructions stand under one check (0: alone): a run of pushes or pops, or
-	 * accesses off one base, [base + low, base + low + span), with plain instructions between. */
-	uint8_t group;
-	bool group_write;
-	uint16_t span;
-	int64_t low; /* base rip: an absolute address */
+	struct access access[ACCESS_KINDS];
 };
 
 struct plan {
@@ -53,15 +62,20 @@ struct plan {
 	struct step step[PLAN_MAX];
 };
 
-/* Plans the block at `rip`, of whose bytes `room` are at `code` (up to the end of the page); `second` is
- * the next page, if it may be used; `merge`: let accesses share checks.  0, or -1: its first instruction must be interpreted. */
+/* Plans the block at guest-physical `gpa`, up to the end of its page; `second` is the next page, if it may
+ * be used.  0, or -1: its first instruction must be interpreted. */
 /* Displacement of the step's operand; an absolute address if it is relative to rip. */
 static inline int64_t step_disp(const struct step *s)
 {
 	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
-	    uint64_t rip, unsigned room, const struct bt_binding *second, bool merge);
+static inline struct access *access_leader(struct plan *p, const struct access *a)
+{
+	return &p->step[(a->leader - 1) / 2].access[(a->leader - 1) % 2];
+}
+
+int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, uint64_t rip,
+	    const struct bt_binding *second);
 
 #endif

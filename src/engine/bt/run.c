@@ -12,9 +12,34 @@
 #include "engine/bt/interp.h"
 #include "engine/bt/offsets.h"
 
-_Static_assert(offsetof(struct bt_vcpu, host_rsp) == BT_HOST_RSP, "offsets.h");
-_Static_assert(offsetof(struct bt_vcpu, enter_pc) == BT_ENTER_PC, "offsets.h");
-_Static_assert(offsetof(struct bt_vcpu, arith) == BT_ARITH, "offsets.h");
+#define AT(type, member, value) _Static_assert(offsetof(struct type, member) == (value), "offsets.h")
+AT(bt_vcpu, host_rsp, BT_HOST_RSP);
+AT(bt_vcpu, enter_pc, BT_ENTER_PC);
+AT(bt_vcpu, arith, BT_ARITH);
+AT(bt_vcpu, arg, BT_ARG);
+AT(bt_vcpu, save, BT_SAVE);
+AT(bt_vcpu, leave, BT_LEAVE);
+AT(bt_vcpu, sites, BT_SITES);
+AT(bt_vcpu, code, BT_CODE);
+AT(bt_vcpu, space, BT_SPACE);
+AT(bt_vcpu, space_kernel_ac, BT_SPACE_AC);
+AT(bt_vcpu, site, BT_SITE);
+AT(bt_vcpu, slots_local, BT_SLOTS_LOCAL);
+AT(bt_vcpu, refill, BT_REFILL);
+AT(bt_vcpu, slot_fills, BT_SLOT_FILLS);
+AT(bt_vcpu, slot_log, BT_SLOT_LOG);
+AT(bt_vcpu, slots, BT_SLOTS);
+AT(bt_site, host_off, SITE_HOST_OFF);
+AT(bt_site, user, SITE_USER);
+AT(bt_site, limit, SITE_LIMIT);
+AT(bt_site, misses, SITE_MISSES);
+AT(bt_site, missed, SITE_MISSED);
+_Static_assert(SLOT_MISSES == 64, "runtime.S");
+AT(tlb_entry, read_tag, TLB_READ_TAG);
+AT(tlb_entry, write_tag, TLB_WRITE_TAG);
+AT(tlb_entry, host, TLB_HOST);
+AT(tlb_entry, kind, TLB_KIND);
+_Static_assert(sizeof(struct bt_site) == 1 << SITE_SHIFT, "runtime.S");
 _Static_assert(offsetof(struct bt_vcpu, v.regs) == 0, "runtime.S");
 
 void bt_world(struct bt_vcpu *bv)
@@ -232,12 +257,25 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 
 /* Where to go on behind the instruction of `site` after it was interpreted; NULL: look up. */
 static const void *resume_behind(struct bt_vcpu *bv, const struct bt_block *b, uint32_t after_off,
-				 uint64_t generation, uint64_t next)
+				 uint64_t generation, uint64_t slot_epoch, uint64_t next)
 {
-	if (!after_off || generation != bv->m->generation || !b->valid || bv->v.rip != next)
+	if (!after_off || generation != bv->m->generation || slot_epoch != bv->slot_epoch ||
+	    !b->valid || bv->v.rip != next)
 		return NULL;
 	bt_space_select(bv);
 	return bv->m->code + after_off;
+}
+
+/* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
+static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
+{
+	if (bv->refill == REFILL_FULL) {
+		bt_slots_flush(bv, site->user);
+		return NULL;
+	}
+	bt_block_hint(bv->m, site, bv->m->wide);
+	bv->m->stats.wide_checks++;
+	return NULL;
 }
 
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
@@ -249,7 +287,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 	while (pc) {
 		struct bt_block *b;
 		struct bt_site site;
-		uint64_t generation;
+		uint64_t generation, slot_epoch;
 		bool fault;
 		int rc;
 
@@ -271,6 +309,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		m->stats.exits_by[site.kind]++;
 		b = site.block;
 		generation = m->generation;
+		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
 		case SITE_POLL: v->rip = site.target; return 0;
 		case SITE_LINK:
@@ -281,6 +320,10 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		case SITE_READ:
 		case SITE_WRITE:
 			v->rip = b->rip + site.guest_off;
+			if (bv->refill != REFILL_MISS && site.slotted) {
+				pc = refill(bv, &site);
+				continue;
+			}
 			m->stats.tlb_misses++;
 			if ((bv->arg & GUEST_PAGE_MASK) + site.size <= GUEST_PAGE_SIZE) {
 				/* What faults here is for the interpreter to judge: a merged check may fail where
@@ -298,8 +341,10 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 				}
 			}
 			if (site.merged && b->valid &&
-			    ++m->sites[bv->site].failures >= MERGE_FAILURES)
-				bt_block_unmerge(m, b);
+			    ++m->sites[bv->site].failures >= MERGE_FAILURES) {
+				bt_block_hint(m, &site, m->alone);
+				m->stats.unmerged_checks++;
+			}
 			break;
 		case SITE_CROSS:
 			v->rip = b->rip;
@@ -318,7 +363,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			bv->fetch_gpa = GPA_NONE;
 			if (look)
 				return rc;
-			pc = resume_behind(bv, b, site.after_off, generation,
+			pc = resume_behind(bv, b, site.after_off, generation, slot_epoch,
 					   at + bv->icache[index].in.len);
 		}
 	}

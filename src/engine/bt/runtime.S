@@ -3,6 +3,9 @@
  *   bt_enter(bv, pc): saves the C side's registers on the host stack and its rsp in gs:, loads flags
  *   and the sixteen guest registers, jumps to pc.  Translated code comes back through an exit thunk,
  *   which stores the registers and jumps to bt_exit_common.  gs: is set by the run loop.
+ *
+ *   bt_refill_read, bt_refill_write: a check found another page in its slot.  If the TLB has the page
+ *   (and the slot is worth it), the slot is filled and the instruction tried again; else on to C.
  */
 #include "engine/bt/offsets.h"
 
@@ -53,6 +56,91 @@ bt_exit_common:
 	popq %rbp
 	popq %rbx
 	ret
+
+/* Misses closer together than this count against a slot: about four times what one costs. */
+#define SLOT_MISS_CYCLES 250
+
+/* In: gs:BT_ARG = address + tag of the slot, gs:BT_SITE, gs:BT_LEAVE = the way to C.  Flags are dead. */
+	.macro REFILL name, tag
+	.globl \name
+	.balign 64
+\name:
+	movq %rax, %gs:BT_SAVE
+	movq %rcx, %gs:BT_SAVE + 8
+	movq %rdx, %gs:BT_SAVE + 16
+	movq %rbx, %gs:BT_SAVE + 24
+	movl %gs:BT_SITE, %edx
+	movl %edx, %eax
+	shlq $4, %rdx /* the slot's offset */
+	shlq $SITE_SHIFT, %rax
+	addq %gs:BT_SITES, %rax
+	movq %gs:BT_ARG, %rcx
+	subq %gs:BT_SLOTS(%rdx), %rcx
+	movq %rcx, %gs:BT_ARG
+	movl %ecx, %ebx
+	shrl $12 - 5, %ebx
+	andl $(4096 - 1) << 5, %ebx
+	addq %gs:BT_SPACE, %rbx
+	movb $0, %gs:BT_REFILL /* REFILL_MISS */
+	addq \tag(%rbx), %rcx
+	cmpq $4095, %rcx
+	ja 9f
+	cmpw SITE_LIMIT(%rax), %cx
+	ja 9f
+	movb $1, %gs:BT_REFILL /* REFILL_OFTEN */
+	movq %rax, %rcx
+	rdtsc
+	movl %eax, %edx
+	subl SITE_MISSED(%rcx), %edx
+	movl %eax, SITE_MISSED(%rcx)
+	cmpl $SLOT_MISS_CYCLES, %edx
+	ja 5f
+	incw SITE_MISSES(%rcx)
+	jz 9f
+	jmp 6f
+5:	movw $-64, SITE_MISSES(%rcx) /* -SLOT_MISSES */
+6:	movq %rcx, %rax
+	movl %gs:BT_SITE, %edx
+	shlq $4, %rdx
+	testb $2, TLB_KIND(%rbx) /* TLB_USER */
+	jz 1f
+	movb $3, %gs:BT_REFILL /* REFILL_AC: what AC allows, the same code may not do without */
+	movq %gs:BT_SPACE, %rcx
+	cmpq %rcx, %gs:BT_SPACE_AC
+	je 9f
+1:	testb $1, TLB_KIND(%rbx) /* TLB_GLOBAL */
+	jnz 2f
+	movb $1, %gs:BT_SLOTS_LOCAL
+2:	cmpb $0x70, %gs:BT_SLOTS + 15(%rdx) /* empty? else it is in the log */
+	jne 3f
+	movb $2, %gs:BT_REFILL /* REFILL_FULL */
+	movzbl SITE_USER(%rax), %eax
+	movl %gs:BT_SLOT_FILLS(, %rax, 4), %ecx
+	cmpl $8192, %ecx
+	jae 9f
+	incl %gs:BT_SLOT_FILLS(, %rax, 4)
+	shll $13, %eax
+	addl %ecx, %eax
+	movl %edx, %gs:BT_SLOT_LOG(, %rax, 4)
+	movl %gs:BT_SITE, %eax
+	shlq $SITE_SHIFT, %rax
+	addq %gs:BT_SITES, %rax
+3:	movq \tag(%rbx), %rcx
+	movq %rcx, %gs:BT_SLOTS(%rdx)
+	addq TLB_HOST(%rbx), %rcx
+	movq %rcx, %gs:BT_SLOTS + 8(%rdx)
+	movl SITE_HOST_OFF(%rax), %eax
+	addq %gs:BT_CODE, %rax
+	movq %rax, %gs:BT_LEAVE
+9:	movq %gs:BT_SAVE, %rax
+	movq %gs:BT_SAVE + 8, %rcx
+	movq %gs:BT_SAVE + 16, %rdx
+	movq %gs:BT_SAVE + 24, %rbx
+	jmp *%gs:BT_LEAVE
+	.endm
+
+	REFILL bt_refill_read, TLB_READ_TAG
+	REFILL bt_refill_write, TLB_WRITE_TAG
 
 bt_xsave:
 	movl %esi, %eax

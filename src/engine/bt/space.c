@@ -46,6 +46,35 @@ static void shows_reset(struct bt_machine *m, struct bt_space *s)
 	s->page_fills = 0;
 }
 
+/* --- slots --- */
+
+void bt_slots_flush(struct bt_vcpu *bv, bool user)
+{
+	uint8_t *slots = (uint8_t *)bv->slots;
+
+	for (uint32_t i = 0; i < bv->slot_fills[user]; i++)
+		bt_slot_clear((struct bt_slot *)(slots + bv->slot_log[user][i]));
+	bv->slot_fills[user] = 0;
+	if (!user)
+		bv->slots_local = 0;
+	bv->slot_epoch++;
+	bv->m->stats.slot_flushes++;
+}
+
+void bt_slots_flush_all(struct bt_vcpu *bv)
+{
+	bt_slots_flush(bv, false);
+	bt_slots_flush(bv, true);
+}
+
+/* Mappings that are not global went, or another address space is current. */
+static void slots_flush_local(struct bt_vcpu *bv)
+{
+	bt_slots_flush(bv, true);
+	if (bv->slots_local)
+		bt_slots_flush(bv, false);
+}
+
 static void space_reset(struct bt_machine *m, struct bt_space *s)
 {
 	if (s->tlb_fills <= FILL_LOG)
@@ -129,6 +158,7 @@ void bt_space_select(struct bt_vcpu *bv)
 		bv->space_kernel = NULL;
 		if (bv->kernel_jumps->local)
 			jumps_reset(bv->m, bv->kernel_jumps);
+		slots_flush_local(bv);
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
@@ -155,6 +185,7 @@ void bt_space_flush_all(struct bt_vcpu *bv)
 	FOR_EACH_SPACE(bv, s)
 	space_reset(bv->m, s);
 	jumps_reset(bv->m, bv->kernel_jumps);
+	bt_slots_flush_all(bv);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
@@ -173,6 +204,7 @@ void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root)
 			set_reset(bv, &bv->sets[i]);
 	if (bv->kernel_jumps->local)
 		jumps_reset(bv->m, bv->kernel_jumps);
+	slots_flush_local(bv);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
@@ -184,6 +216,7 @@ void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
 			set_reset(bv, &bv->sets[i]);
 	if (bv->kernel_jumps->local)
 		jumps_reset(bv->m, bv->kernel_jumps);
+	slots_flush_local(bv);
 	bv->redispatch = true;
 	bv->m->stats.flushes++;
 }
@@ -201,6 +234,9 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	struct bt_machine *m = bv->m;
 	struct bt_space *s;
 
+	slots_flush_local(bv);
+	if ((int64_t)va < 0)
+		bt_slots_flush(bv, false);
 	FOR_EACH_SPACE(bv, s)
 	{
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
@@ -247,11 +283,13 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 	if (!(*flags & RAM_PAGE_WRITE_CACHED))
 		return;
 	*flags &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
-	for (unsigned n = 0; n < m->nvcpus; n++)
+	for (unsigned n = 0; n < m->nvcpus; n++) {
+		bt_slots_flush_all(m->vcpus[n]);
 		FOR_EACH_SPACE(m->vcpus[n], s)
-	for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
-		if (s->tlb[i].host == host)
-			s->tlb[i].write_tag = tlb_invalid(i);
+		for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
+			if (s->tlb[i].host == host)
+				s->tlb[i].write_tag = tlb_invalid(i);
+	}
 }
 
 static void drop_jump(struct bt_machine *m, struct jump_cache *c, uint64_t rip)
@@ -284,6 +322,7 @@ void bt_space_forget_code(struct bt_machine *m)
 
 		bv->kernel_jumps->fills = FILL_LOG + 1;
 		jumps_reset(m, bv->kernel_jumps);
+		bt_slots_flush_all(bv);
 		FOR_EACH_SPACE(bv, s)
 		{
 			if (s_k == SPACE_USER) {
@@ -318,6 +357,7 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
 	t->write_tag = tlb_invalid(index);
+	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0);
 	slot = log_slot(&s->tlb_fills);
 	if (slot < FILL_LOG)
 		s->tlb_log[slot] = (uint16_t)index;

@@ -4,12 +4,14 @@
  *
  * Most instructions are copied.  One that touches memory gets a check before it:
  *
- *      lea  t0, [operand]                        t0, t1: the scratch pair
- *      t1 = &space->tlb[page of t0]
- *      add  t0, [t1 + tag]                       offset in the page, if it is the right one
- *      cmp  t0, 4096 - size ; ja cold            wrong page, crossing, or not allowed
- *      add  t0, [t1 + host]
- *      op   ..., [t0]
+ *      lea  t1, [operand]                        t0, t1: the scratch pair
+ *      add  t1, gs:[slot.tag]                    offset in the page, if it is the one last seen here
+ *      cmp  t1, 4096 - size ; ja cold            wrong page, crossing, or not allowed
+ *      mov  t1, gs:[slot.addend]
+ *      op   ..., [operand + t1]
+ *
+ * Accesses near one that was checked need only the last two.  Where pages change too often for a slot, and
+ * `wide` says so, the check looks into the TLB.
  *
  * The check destroys flags; where they are live they go to `arith` first.  "Live" is exact within a
  * block and pessimistic at its exits, so nothing is assumed about code elsewhere; only where a fault
@@ -40,9 +42,10 @@ struct trans {
 	struct bt_machine *m;
 	struct bt_block *b;
 	struct emit e;
-	bool user;
+	bool user, slots; /* slots: checks have them, if they are not to be wide */
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
+	uint32_t held[2];     /* the site whose addend t0, t1 hold; 0: none */
 	unsigned ncold;
 	struct plan plan;
 	struct cold cold[MAX_COLD];
@@ -60,6 +63,8 @@ static struct bt_site *new_site(struct trans *t, enum site_kind kind, unsigned i
 	s->guest_off = (uint16_t)(t->plan.step[i].rip - t->b->rip);
 	s->pair = t->pair;
 	*n = t->m->nsites++;
+	for (unsigned k = 0; k < t->m->nvcpus; k++)
+		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
 	return s;
 }
 
@@ -141,6 +146,7 @@ static void swap_scratch(struct trans *t, unsigned i, unsigned wanted)
 			victim = r;
 		}
 	}
+	t->held[0] = t->held[1] = 0;
 	e_store_gs(&t->e, GS_REG(victim), victim);
 	e_load_gs(&t->e, wanted, GS_REG(wanted));
 	t->pair = victim < other ? PAIR(victim, other) : PAIR(other, victim);
@@ -150,7 +156,6 @@ static void free_operands(struct trans *t, unsigned i)
 {
 	unsigned use = t->plan.step[i].use;
 
-	/* (In a group, `use` is that of all its instructions.) */
 	if (use >> t0_of(t) & 1)
 		swap_scratch(t, i, t0_of(t));
 	if (use >> t1_of(t) & 1)
@@ -173,6 +178,7 @@ static void about_to_clobber(struct trans *t, unsigned live)
 {
 	if (live && t->host_ok && !t->mem_ok) {
 		e_flags_save(&t->e, t0_of(t), t0_of(t) == GPR_RAX);
+		t->held[0] = 0;
 		t->mem_ok = true;
 	}
 	if (!live)
@@ -185,15 +191,30 @@ static void need_host_flags(struct trans *t)
 	if (t->host_ok)
 		return;
 	e_flags_restore(&t->e, t1_of(t));
+	t->held[1] = 0;
 	t->host_ok = true;
 }
 
-/* Right before the instruction itself, and right after it. */
-static void before_flags(struct trans *t, const struct step *s, unsigned live_after)
+#define NO_MEM ((struct host_mem){GPR_NONE, GPR_NONE, 0})
+
+/* Right before the instruction itself, and right after it.  Returns where its operand is now. */
+static struct host_mem before_flags(struct trans *t, const struct step *s, unsigned live_after,
+				    struct host_mem mem)
 {
-	if (s->read || (s->write && (live_after & ~(unsigned)s->write)))
-		need_host_flags(t);
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+
+	if (t->host_ok || !(s->read || (s->write && (live_after & ~(unsigned)s->write))))
+		return mem;
+	if (mem.base == t0 && mem.index == t1) { /* restoring takes a scratch register */
+		e_mem(&t->e, 0x8d, t0, t0, t1, 1, mem.disp, true);
+		mem = (struct host_mem){(uint8_t)t0, GPR_NONE, 0};
+	}
+	e_flags_restore(&t->e, mem.base == t1 || mem.index == t1 ? t0 : t1);
+	t->held[0] = t->held[1] = 0;
+	t->host_ok = true;
+	return mem;
 }
+
 static void after_flags(struct trans *t, const struct step *s)
 {
 	if (s->write) {
@@ -222,15 +243,40 @@ static void put_address(struct trans *t, const struct step *s, unsigned dst)
 			 GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
 }
 
-/* t0 = guest-virtual address -> t0 = host address.  `retry`: where the instruction's code starts. */
-static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write,
-			  const uint8_t *retry)
+/* The failed check at `rel`, which covers `size` bytes. */
+static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bool write, bool slotted,
+				  const uint8_t *retry, uint8_t *rel, uint32_t *n)
+{
+	struct bt_site *site = new_site(t, write ? SITE_WRITE : SITE_READ, i, n);
+
+	site->size = (uint16_t)size;
+	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
+	site->misses = -SLOT_MISSES;
+	site->user = t->user;
+	site->slotted = slotted;
+	site->host_off = (uint32_t)(retry - t->m->code);
+	add_cold(t, rel,
+		 slotted ? bt_refill_thunk(t->m, write, t->pair) : bt_miss_thunk(t->m, write, t->pair), *n);
+	return site;
+}
+
+static uint8_t *put_compare(struct trans *t, unsigned reg, unsigned size)
+{
+	e8(&t->e, 0x48 | (reg >= 8));
+	e8(&t->e, 0x81); /* cmp reg, 4096 - size */
+	e8(&t->e, 0xf8 | (reg & 7));
+	e32(&t->e, GUEST_PAGE_SIZE - size);
+	return e_jcc(&t->e, CC_A, t->e.p);
+}
+
+/* t0 = guest-virtual address: t1 = its TLB entry; t0 += the entry's tag; checks that.  Returns the site. */
+static uint32_t put_tlb_check(struct trans *t, unsigned i, unsigned size, bool write,
+			      const uint8_t *retry)
 {
 	struct emit *e = &t->e;
 	unsigned a = t0_of(t), b = t1_of(t);
-	struct bt_site *site;
-	uint32_t n;
 	uint8_t *rel;
+	uint32_t n;
 
 	e_mov32(e, b, a);
 	if (b >= 8)
@@ -247,21 +293,161 @@ static uint32_t put_check(struct trans *t, unsigned i, unsigned size, bool write
 	e_mem(e, 0x03, a, b, GPR_NONE, 1,
 	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag),
 	      true);
-	e8(e, 0x48 | (a >= 8));
-	e8(e, 0x81); /* cmp a, 4096 - size */
-	e8(e, 0xf8 | (a & 7));
-	e32(e, GUEST_PAGE_SIZE - size);
-	rel = e_jcc(e, CC_A, e->p);
-	e_mem(e, 0x03, a, b, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
-	site = new_site(t, write ? SITE_WRITE : SITE_READ, i, &n);
-	site->size = (uint16_t)size;
-	site->host_off = (uint32_t)(retry - t->m->code);
-	add_cold(t, rel, bt_miss_thunk(t->m, write, t->pair), n);
+	rel = put_compare(t, a, size);
+	check_site(t, i, size, write, false, retry, rel, &n);
 	return n;
 }
 
 _Static_assert(sizeof(struct tlb_entry) == 32 && GUEST_PAGE_SHIFT == 12,
-	       "put_check shifts by 12 - 5");
+	       "put_tlb_check shifts by 12 - 5");
+
+static uint32_t slot_offset(uint32_t n)
+{
+	return GS_OFFSET(slots) + n * (uint32_t)sizeof(struct bt_slot);
+}
+
+/* A guest address as a place on the host: `base` + disp, and once t1 holds the addend, [base + t1 + disp]. */
+struct place {
+	unsigned base;
+	int32_t disp;
+};
+
+/* Where the operand of step i lies; t0 holds the address if it is not simply a register and a constant. */
+static struct place put_place(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	const struct insn *in = &s->in;
+
+	if (in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->addrsize == 8 &&
+	    in->mem_seg != SEG_FS && in->mem_seg != SEG_GS)
+		return (struct place){in->mem_base, (int32_t)in->disp};
+	put_address(t, s, t0_of(t));
+	t->held[0] = 0;
+	return (struct place){t0_of(t), 0};
+}
+
+/* Puts the check of an access, or what comes instead where another's check covers it: then and after this,
+ * the operand is at the place returned.  Flags must be dead unless the access has a leader. */
+static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, struct place at,
+				  const uint8_t *retry)
+{
+	struct access *a = &t->plan.step[i].access[which];
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+	struct host_mem mem = {(uint8_t)at.base, (uint8_t)t1, at.disp};
+	struct bt_site *site;
+	uint8_t *rel;
+	uint32_t n;
+
+	if (a->leader) {
+		n = access_leader(&t->plan, a)->site;
+		if (t->held[1] == n)
+			return mem;
+		if (t->held[0] == n) {
+			mem.index = (uint8_t)t0;
+			return mem;
+		}
+		e_load_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
+		t->held[1] = n;
+		return mem;
+	}
+	/* Where the check is tried again, and behind it if it was interpreted, scratch registers are lost. */
+	t->held[0] = t->held[1] = 0;
+	if (a->wide || !t->slots) {
+		if (at.base != t0 || a->low)
+			e_lea(&t->e, t0, at.base, at.disp + a->low);
+		a->site = n = put_tlb_check(t, i, a->span, a->write, retry);
+		if (a->leads) {
+			bool kept = at.base != t0;
+
+			e_load(&t->e, t0, t1,
+			       a->write ? offsetof(struct tlb_entry, write_tag)
+					: offsetof(struct tlb_entry, read_tag));
+			e_mem(&t->e, 0x03, t0, t1, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
+			e_store_gs(&t->e, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend), t0);
+			if (kept) {
+				mem.index = (uint8_t)t0;
+				t->held[0] = n;
+			} else {
+				e_mov(&t->e, t1, t0);
+				put_place(t, i); /* again; not through flags: they are dead here */
+				t->held[1] = n;
+			}
+		} else {
+			e_mem(&t->e, 0x03, t0, t1, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
+			mem = (struct host_mem){(uint8_t)t0, GPR_NONE, 0};
+		}
+	} else {
+		e_lea(&t->e, t1, at.base, at.disp + a->low);
+		a->site = n = t->m->nsites;
+		e_add_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
+		rel = put_compare(t, t1, a->span);
+		check_site(t, i, a->span, a->write, true, retry, rel, &n);
+		e_load_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
+		t->held[1] = n;
+	}
+	site = &t->m->sites[n];
+	site->merged = a->leads;
+	return mem;
+}
+
+/* The way on behind instruction i, whose access `which` failed and was interpreted. */
+static void note_after(struct trans *t, unsigned i, unsigned which)
+{
+	struct access *a = &t->plan.step[i].access[which];
+
+	/* Behind the first of several, the others would go by a slot that it did not fill. */
+	if (!a->leader && !a->leads)
+		t->m->sites[a->site].after_off = (uint32_t)(t->e.p - t->m->code);
+}
+
+static struct host_mem put_mem_access(struct trans *t, unsigned i, const uint8_t *retry)
+{
+	return put_access(t, i, ACCESS_MEM, put_place(t, i), retry);
+}
+
+static struct host_mem put_stack_access(struct trans *t, unsigned i, unsigned reg, int disp,
+					const uint8_t *retry)
+{
+	return put_access(t, i, ACCESS_STACK, (struct place){reg, disp}, retry);
+}
+
+/* Whether the check of step i's own accesses destroys flags. */
+static bool clobbers(const struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	const struct insn *in = &s->in;
+
+	/* The address of a thread-local operand is added up. */
+	if (s->access[ACCESS_MEM].span || in->mem_seg == SEG_FS || in->mem_seg == SEG_GS)
+		return true;
+	return s->access[ACCESS_STACK].span != 0;
+}
+
+static void ready_flags(struct trans *t, unsigned i)
+{
+	if (clobbers(t, i))
+		about_to_clobber(t, t->plan.step[i].live);
+}
+
+/* The scratch register that does not address `mem`. */
+static unsigned free_scratch(const struct trans *t, struct host_mem mem)
+{
+	return mem.base == t0_of(t) || mem.index == t0_of(t) ? t1_of(t) : t0_of(t);
+}
+
+static void put_load(struct trans *t, unsigned dst, struct host_mem mem)
+{
+	if (dst == t0_of(t))
+		t->held[0] = 0;
+	if (dst == t1_of(t))
+		t->held[1] = 0;
+	e_mem(&t->e, 0x8b, dst, mem.base, mem.index, 1, mem.disp, true);
+}
+
+static void put_store(struct trans *t, struct host_mem mem, unsigned src)
+{
+	e_mem(&t->e, 0x89, src, mem.base, mem.index, 1, mem.disp, true);
+}
 
 /* --- exits --- */
 
@@ -374,26 +560,15 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 {
 	struct step *s = &t->plan.step[i];
-	const uint8_t *retry;
-	uint32_t site;
+	struct host_mem mem;
 
-	about_to_clobber(t, s->live);
-	retry = t->e.p;
-	put_address(t, s, t0_of(t));
-	site = put_check(t, i, s->in.mem_size, s->in.mem_write, retry);
-	before_flags(t, s, live_after);
+	ready_flags(t, i);
+	mem = put_mem_access(t, i, t->e.p);
+	mem = before_flags(t, s, live_after, mem);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-	t->e.p += insn_encode(&s->in, t0_of(t), 0, t->e.p);
+	t->e.p += insn_encode(&s->in, mem, t->e.p);
 	after_flags(t, s);
-	t->m->sites[site].after_off = (uint32_t)(t->e.p - t->m->code);
-}
-
-/* Checks the stack slot at [rsp + disp]; t0 = its host address. */
-static uint32_t put_stack_check(struct trans *t, unsigned i, int disp, bool write,
-				const uint8_t *retry)
-{
-	e_lea(&t->e, t0_of(t), GPR_RSP, disp);
-	return put_check(t, i, 8, write, retry);
+	note_after(t, i, ACCESS_MEM);
 }
 
 static void put_push(struct trans *t, unsigned i)
@@ -401,69 +576,64 @@ static void put_push(struct trans *t, unsigned i)
 	struct step *s = &t->plan.step[i];
 	const struct insn *in = &s->in;
 	struct emit *e = &t->e;
-	uint32_t site, first = 0;
 	const uint8_t *retry;
-	unsigned a = t0_of(t), b = t1_of(t);
+	struct host_mem mem;
+	unsigned value;
 
-	about_to_clobber(t, s->live);
+	ready_flags(t, i);
 	retry = e->p;
 	if (in->op[0].type == OP_MEM) {
-		put_address(t, s, a);
-		first = put_check(t, i, 8, false, retry);
-		e_load(e, a, a, 0);
+		unsigned a = t0_of(t);
+
+		put_load(t, a, put_mem_access(t, i, retry));
 		e_store_gs(e, GS_OFFSET(spill), a);
 	}
-	site = put_stack_check(t, i, -8, true, retry);
-	t->m->sites[site].no_retry = first != 0;
+	mem = put_stack_access(t, i, GPR_RSP, -8, retry);
+	if (in->op[0].type == OP_MEM && s->access[ACCESS_STACK].span)
+		t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
+	value = free_scratch(t, mem);
+	if (in->op[0].type != OP_GPR)
+		t->held[value == t1_of(t)] = 0;
 	switch (in->op[0].type) {
-	case OP_GPR: e_store(e, a, 0, in->op[0].reg); break;
-	case OP_IMM:
-		e8(e, 0x48 | (a >= 8)); /* mov qword [a], simm32 */
-		e8(e, 0xc7);
-		if ((a & 7) == 4 || (a & 7) == 5) {
-			e8(e, 0x40 | (a & 7));
-			if ((a & 7) == 4)
-				e8(e, 0x24);
-			e8(e, 0);
-		} else {
-			e8(e, a & 7);
-		}
-		e32(e, (uint32_t)in->imm);
-		break;
-	default: e_load_gs(e, b, GS_OFFSET(spill)); e_store(e, a, 0, b);
+	case OP_GPR: value = in->op[0].reg; break;
+	case OP_IMM: e_mov_imm(e, value, in->imm); break;
+	default: e_load_gs(e, value, GS_OFFSET(spill));
 	}
+	put_store(t, mem, value);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
-	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
-	if (first)
-		t->m->sites[first].after_off = (uint32_t)(e->p - t->m->code);
+	note_after(t, i, ACCESS_STACK);
+	if (in->op[0].type == OP_MEM)
+		note_after(t, i, ACCESS_MEM);
 }
 
-/* The image is put together in its stack slot: only one scratch register is left. */
 static void put_pushf(struct trans *t, unsigned i)
 {
 	struct emit *e = &t->e;
-	unsigned a = t0_of(t), b = t1_of(t);
-	const uint8_t *retry;
-	uint32_t site;
+	struct host_mem mem;
+	unsigned a;
 
 	about_to_clobber(t, RFLAGS_ARITH);
-	retry = e->p;
-	site = put_stack_check(t, i, -8, true, retry);
-	e_load_gs(e, b, GS_OFFSET(v.rflags));
-	e_gs(e, 0x0b, b, false, GS_OFFSET(if_flag)); /* or b, ... */
-	e_gs(e, 0x0b, b, false, GS_OFFSET(ac_flag));
-	e_store(e, a, 0, b);
-	e_gs(e, 0x0fb6, b, false, GS_OFFSET(arith) + 1); /* movzx b, byte */
-	e_mem(e, 0x09, b, a, GPR_NONE, 1, 0, true);      /* or [a], b */
-	e_gs(e, 0x0fb6, b, false, GS_OFFSET(arith));
-	if (b >= 8)
+	mem = put_stack_access(t, i, GPR_RSP, -8, e->p);
+	a = free_scratch(t, mem);
+	e_gs(e, 0x0fb7, a, false, GS_OFFSET(arith)); /* movzx a, word: OF is bit 0 */
+	e_store_gs(e, GS_OFFSET(spill), a);
+	if (a >= 8)
 		e8(e, 0x41);
-	e8(e, 0xc1); /* shl b, 11 */
-	e8(e, 0xe0 | (b & 7));
+	e8(e, 0x83); /* and a, 1 */
+	e8(e, 0xe0 | (a & 7));
+	e8(e, 1);
+	if (a >= 8)
+		e8(e, 0x41);
+	e8(e, 0xc1); /* shl a, 11 */
+	e8(e, 0xe0 | (a & 7));
 	e8(e, 11);
-	e_mem(e, 0x09, b, a, GPR_NONE, 1, 0, true);
+	e_gs(e, 0x0b, a, true, GS_OFFSET(v.rflags)); /* or a, ... */
+	e_gs(e, 0x0b, a, false, GS_OFFSET(if_flag));
+	e_gs(e, 0x0b, a, false, GS_OFFSET(ac_flag));
+	e_gs(e, 0x0b, a, false, GS_OFFSET(spill) + 1); /* the others */
+	put_store(t, mem, a);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
-	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
+	note_after(t, i, ACCESS_STACK);
 }
 
 /* BT, BTS, BTR, BTC with a bit offset in a register: the offset selects the word, too. */
@@ -497,115 +667,38 @@ static void put_bits(struct trans *t, unsigned i, unsigned live_after)
 	e8(e, 0xf8 | (b & 7));
 	e8(e, in.opsize == 8 ? 6 : 5);
 	e_mem(e, 0x8d, a, a, b, in.opsize, 0, true);
-	site = put_check(t, i, in.opsize, in.mem_write, retry);
-	before_flags(t, s, live_after);
+	site = put_tlb_check(t, i, in.opsize, in.mem_write, retry);
+	e_mem(e, 0x03, a, b, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
+	before_flags(t, s, live_after, (struct host_mem){(uint8_t)a, GPR_NONE, 0});
 	e_load_gs(e, b, GS_OFFSET(spill));
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
 	in.bytes[in.modrm_off] = (uint8_t)((in.bytes[in.modrm_off] & ~0x38u) | (b & 7) << 3);
 	in.rex = (uint8_t)((in.rex & ~4u) | (b >= 8 ? 4 : 0));
-	e->p += insn_encode(&in, a, 0, e->p);
+	e->p += insn_encode(&in, (struct host_mem){(uint8_t)a, GPR_NONE, 0}, e->p);
 	after_flags(t, s);
 	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
 }
 
 static void put_pop(struct trans *t, unsigned i)
 {
-	struct emit *e = &t->e;
-	const uint8_t *retry;
-	uint32_t site;
+	unsigned reg = t->plan.step[i].in.op[0].reg;
 
-	about_to_clobber(t, t->plan.step[i].live);
-	retry = e->p;
-	site = put_stack_check(t, i, 0, false, retry);
-	e_load(e, t->plan.step[i].in.op[0].reg, t0_of(t), 0);
-	if (t->plan.step[i].in.op[0].reg != GPR_RSP)
-		e_lea(e, GPR_RSP, GPR_RSP, 8);
-	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
-}
-
-static void put_ret_tail(struct trans *t, unsigned i, int popped);
-static void put_copy(struct trans *t, unsigned i, unsigned live_after);
-static void put_lea(struct trans *t, unsigned i);
-static void note_map(struct trans *t, unsigned i);
-
-/* A run of pushes or pops under one check. */
-static void put_stack_group(struct trans *t, unsigned i)
-{
-	struct emit *e = &t->e;
-	unsigned n = t->plan.step[i].group, a = t0_of(t);
-	bool pushes = t->plan.step[i].shape == S_PUSH, ret = t->plan.step[i + n - 1].shape == S_RET;
-	const uint8_t *retry;
-	uint32_t site;
-
-	about_to_clobber(t, ret ? RFLAGS_ARITH : t->plan.step[i].live);
-	retry = e->p;
-	e_lea(e, a, GPR_RSP, pushes ? -8 * (int)n : 0);
-	site = put_check(t, i, 8 * n, pushes, retry);
-	t->m->sites[site].merged = 1;
-	for (unsigned k = 0; k < n - ret; k++) {
-		if (pushes)
-			e_store(e, a, 8 * (int)(n - 1 - k), t->plan.step[i + k].in.op[0].reg);
-		else
-			e_load(e, t->plan.step[i + k].in.op[0].reg, a, 8 * (int)k);
-	}
-	if (ret) {
-		e_load(e, a, a, 8 * (int)(n - 1));
-		put_ret_tail(t, i + n - 1, 8 * (int)n);
-	} else {
-		e_lea(e, GPR_RSP, GPR_RSP, pushes ? -8 * (int)n : 8 * (int)n);
-	}
-}
-
-/* Accesses off one base under one check: t0 stays the host address of base + low. */
-static void put_access_group(struct trans *t, unsigned i)
-{
-	struct step *first = &t->plan.step[i];
-	unsigned n = first->group, a = t0_of(t);
-	const uint8_t *retry;
-	uint32_t site;
-
-	about_to_clobber(t, first->live);
-	retry = t->e.p;
-	if (first->in.mem_base == GPR_RIP)
-		e_mov_imm(&t->e, a, (uint64_t)first->low);
-	else
-		e_lea(&t->e, a, first->in.mem_base, (int32_t)first->low);
-	site = put_check(t, i, first->span, first->group_write, retry);
-	t->m->sites[site].merged = 1;
-	for (unsigned k = i; k < i + n; k++) {
-		struct step *s = &t->plan.step[k];
-		unsigned live_after = k + 1 < t->plan.n ? t->plan.step[k + 1].live : RFLAGS_ARITH;
-
-		if (k > i)
-			note_map(t, k);
-		switch (s->shape) {
-		case S_MEM:
-			before_flags(t, s, live_after);
-			t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-			t->e.p +=
-			    insn_encode(&s->in, a, (int32_t)(step_disp(s) - first->low), t->e.p);
-			after_flags(t, s);
-			break;
-		case S_LEA: put_lea(t, k); break;
-		case S_COPY: put_copy(t, k, live_after); break;
-		default: break;
-		}
-	}
+	ready_flags(t, i);
+	put_load(t, reg, put_stack_access(t, i, GPR_RSP, 0, t->e.p));
+	if (reg != GPR_RSP)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, 8);
+	note_after(t, i, ACCESS_STACK);
 }
 
 static void put_leave(struct trans *t, unsigned i)
 {
-	struct emit *e = &t->e;
-	const uint8_t *retry;
-	uint32_t site;
+	unsigned a = t0_of(t);
 
-	about_to_clobber(t, t->plan.step[i].live);
-	retry = e->p;
-	e_mov(e, t0_of(t), GPR_RBP);
-	site = put_check(t, i, 8, false, retry);
-	e_lea(e, GPR_RSP, GPR_RBP, 8);
-	e_load(e, GPR_RBP, t0_of(t), 0);
-	t->m->sites[site].after_off = (uint32_t)(e->p - t->m->code);
+	ready_flags(t, i);
+	put_load(t, a, put_stack_access(t, i, GPR_RBP, 0, t->e.p));
+	e_lea(&t->e, GPR_RSP, GPR_RBP, 8);
+	e_mov(&t->e, GPR_RBP, a);
+	note_after(t, i, ACCESS_STACK);
 }
 
 /* The target of an indirect jump or call to v.rip. */
@@ -618,9 +711,7 @@ static void put_target(struct trans *t, unsigned i, const uint8_t *retry)
 		e_store_gs(&t->e, GS_OFFSET(v.rip), s->in.op[0].reg);
 		return;
 	}
-	put_address(t, s, a);
-	put_check(t, i, 8, false, retry);
-	e_load(&t->e, a, a, 0);
+	put_load(t, a, put_mem_access(t, i, retry));
 	e_store_gs(&t->e, GS_OFFSET(v.rip), a);
 }
 
@@ -630,18 +721,20 @@ static void put_call(struct trans *t, unsigned i)
 	uint64_t next = s->rip + s->in.len;
 	bool direct = s->in.op[0].type == OP_IMM;
 	struct emit *e = &t->e;
-	unsigned a = t0_of(t), b = t1_of(t);
+	struct host_mem mem;
 	const uint8_t *retry;
-	uint32_t site;
+	unsigned a;
 
 	about_to_clobber(t, RFLAGS_ARITH);
 	retry = e->p;
 	if (!direct)
 		put_target(t, i, retry);
-	site = put_stack_check(t, i, -8, true, retry);
-	t->m->sites[site].no_retry = !direct;
-	e_mov_imm(e, b, next);
-	e_store(e, a, 0, b);
+	mem = put_stack_access(t, i, GPR_RSP, -8, retry);
+	a = free_scratch(t, mem);
+	if (!direct && s->access[ACCESS_STACK].span)
+		t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
+	e_mov_imm(e, a, next);
+	put_store(t, mem, a);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	if (direct) {
 		put_direct(t, i, next + s->in.imm);
@@ -652,25 +745,17 @@ static void put_call(struct trans *t, unsigned i)
 	}
 }
 
-/* The return address is in t0; `popped` bytes of stack are done with, the operand's not counted. */
-static void put_ret_tail(struct trans *t, unsigned i, int popped)
+static void put_ret(struct trans *t, unsigned i)
 {
 	const struct insn *in = &t->plan.step[i].in;
 	int extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
-
-	e_lea(&t->e, GPR_RSP, GPR_RSP, popped + extra);
-	e_store_gs(&t->e, GS_OFFSET(v.rip), t0_of(t));
-	put_indirect(t);
-}
-
-static void put_ret(struct trans *t, unsigned i)
-{
 	unsigned a = t0_of(t);
 
 	about_to_clobber(t, RFLAGS_ARITH);
-	put_stack_check(t, i, 0, false, t->e.p);
-	e_load(&t->e, a, a, 0);
-	put_ret_tail(t, i, 8);
+	put_load(t, a, put_stack_access(t, i, GPR_RSP, 0, t->e.p));
+	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
+	e_store_gs(&t->e, GS_OFFSET(v.rip), a);
+	put_indirect(t);
 }
 
 static void put_jump(struct trans *t, unsigned i)
@@ -779,7 +864,7 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 {
 	struct step *s = &t->plan.step[i];
 
-	before_flags(t, s, live_after);
+	before_flags(t, s, live_after, NO_MEM);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
 	memcpy(t->e.p, s->in.bytes, s->in.len);
 	t->e.p += s->in.len;
@@ -839,21 +924,15 @@ static void put_shadow(struct trans *t)
 	bt_block_insert(m, b);
 }
 
-/* Returns how many instructions it put: more than one for a group. */
-static unsigned put_step(struct trans *t, unsigned i)
+static void put_step(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
 	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
 	free_operands(t, i);
 	note_map(t, i);
-	if (s->group) {
-		if (s->shape == S_MEM)
-			put_access_group(t, i);
-		else
-			put_stack_group(t, i);
-		return s->group;
-	}
+	if (s->shape > S_LEAVE)
+		t->held[0] = t->held[1] = 0;
 	switch (s->shape) {
 	case S_COPY: put_copy(t, i, live_after); break;
 	case S_NOP: break;
@@ -878,7 +957,6 @@ static unsigned put_step(struct trans *t, unsigned i)
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
-	return 1;
 }
 
 struct trans *bt_trans_create(void)
@@ -891,16 +969,13 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 {
 	struct bt_machine *m = bv->m;
 	struct trans *t = m->trans;
-	unsigned bit = unmerged_index(gpa);
-	bool merge = !(m->unmerged[bit / 64] >> bit % 64 & 1);
 	struct step *last;
 	struct bt_block *b;
 
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
 	t->ncold = 0;
-	if (bt_plan(&t->plan, m, t->user, ram_host(m->ram, gpa, 1), rip,
-		    GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK), second, merge))
+	if (bt_plan(&t->plan, m, t->user, gpa, rip, second))
 		return NULL;
 	last = &t->plan.step[t->plan.n - 1];
 	b = t->b = &m->blocks[m->nblocks++];
@@ -917,12 +992,13 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	};
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
+	t->held[0] = t->held[1] = 0;
 	t->host_ok = flags == FLAGS_HOST;
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
 		put_crossing_guard(t);
-	for (unsigned i = 0; i < t->plan.n;)
-		i += put_step(t, i);
+	for (unsigned i = 0; i < t->plan.n; i++)
+		put_step(t, i);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
