@@ -146,12 +146,15 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 static enum exit_reason run(struct vcpu *v, struct error *err)
 {
 	struct bt_vcpu *bv = bt_of(v);
+	enum exit_reason reason;
 
 	(void)err;
 	bv->xmask = host_xcr0 & v->model->xcr0_mask;
 	*(uint64_t *)(v->xsave + 512) &= bv->xmask;
 	bt_set_gs(bv);
-	return bt_run_loop(bv);
+	reason = bt_run_loop(bv);
+	bt_unset_gs();
+	return reason;
 }
 
 /* Memory and registers changed behind our back: everything derived from them goes. */
@@ -199,7 +202,7 @@ static void print_interpreted(const struct bt_stats *st, FILE *out)
 static const char *const site_names[SITE_KINDS] = {
     [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",    [SITE_WRITE] = "tlb_write",
     [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross", [SITE_LINK] = "link",
-    [SITE_POLL] = "poll",
+    [SITE_POLL] = "poll",     [SITE_PAGE] = "page",
 };
 
 static void stats(struct engine_machine *em, FILE *out)
@@ -208,6 +211,9 @@ static void stats(struct engine_machine *em, FILE *out)
 	const struct bt_stats *st = &m->stats;
 #define COUNTER(name) fprintf(out, "bt." #name " %llu\n", (unsigned long long)st->name)
 	COUNTER(blocks);
+	COUNTER(traces);
+	COUNTER(trace_insns);
+	COUNTER(samples);
 	COUNTER(guest_insns);
 	COUNTER(code_bytes);
 	COUNTER(exits);

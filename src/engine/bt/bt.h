@@ -130,6 +130,7 @@ enum site_kind {
 	SITE_CROSS, /* the second page of a crossing instruction is not the one translated: interpret */
 	SITE_LINK, /* direct jump not linked yet */
 	SITE_POLL, /* attention at a loop edge */
+	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated */
 	SITE_KINDS
 };
 
@@ -137,7 +138,8 @@ enum site_kind {
 struct bt_site {
 	struct bt_block *block;
 	uint32_t host_off;  /* READ, WRITE: retry here; LINK: the rel32 to patch */
-	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); LINK: cold stub */
+	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); of a merged check with a
+			     * slot: where to go if it would cross a page; LINK: cold stub */
 	uint16_t guest_off; /* of the instruction in the block */
 	uint8_t kind;
 	uint8_t user;
@@ -148,18 +150,23 @@ struct bt_site {
 	uint8_t merged;   /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
 	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
 	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
+	uint8_t plain;    /* LINK: not to a trace */
 	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
 	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
 	union {
 		uint64_t target; /* LINK, POLL: rip to go to */
-		uint32_t missed; /* READ, WRITE: when its slot last did; low bits of the TSC */
+		struct { /* READ, WRITE: when its slot last missed, what is soon; low bits of the TSC */
+			uint32_t missed, soon;
+		};
 	};
 	uint32_t next_in;           /* LINK: next site linked to the same block */
 	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
-/* A slot that misses this often, each time within a few hundred cycles, is not worth having. */
+/* A slot that misses this often in a row, each time this soon (TSC) after the last, is not worth having: a miss
+ * costs about a hundred.  (Where a trace has several copies of the instruction, it takes longer.) */
 #define SLOT_MISSES 64
+#define SLOT_SOON 300
 
 enum flags_state { FLAGS_HOST, FLAGS_MEM };
 
@@ -180,15 +187,19 @@ struct bt_block {
 	uint8_t *host;
 	uint32_t host_len;
 	uint16_t guest_len;
-	uint8_t user, pair, flags, valid;
+	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
+	uint8_t user, pair, flags, valid, trace;
+	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
+	const uint8_t *entry; /* for the canonical state */
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
 	uint8_t relied;    /* another block of the page was made on the strength of flags_in */
 	uint16_t map_count;
 	struct insn_map *map;
 	struct bt_block *hash_next, *page_next;
 	uint32_t links_in; /* first site linked to this block, 0 = none */
-	/* A block of one instruction that goes on in the next page has a shadow: a record without code on
-	 * that page's list, so that writes there are seen. */
+	/* Guest code that does not follow the first piece, as that of a trace or of an instruction that
+	 * goes on in the next page, has a shadow: a record without code on its page's list, so that writes
+	 * there are seen. */
 	struct bt_block *shadow_of;
 };
 
@@ -202,8 +213,39 @@ struct bt_binding {
 	struct bt_binding *hash_next;
 };
 
+/* Pieces of consecutive guest code that a trace may have. */
+#define PIECES_MAX 32
+
+/* An instruction that was executed while a trace was recorded. */
+struct path_step {
+	uint64_t rip;
+	gpa_t gpa;
+	const struct bt_binding *page;
+};
+
+/* Where the instruction at offset `off` of a block's pieces is. */
+static inline const struct bt_block *bt_block_piece(const struct bt_block *b, unsigned off)
+{
+	const struct bt_block *p = b;
+
+	for (unsigned i = 1; i < b->npieces && off >= b[i].start; i++)
+		p = &b[i];
+	return p;
+}
+static inline uint64_t bt_block_rip(const struct bt_block *b, unsigned off)
+{
+	b = bt_block_piece(b, off);
+	return b->rip + (off - b->start);
+}
+static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
+{
+	b = bt_block_piece(b, off);
+	return b->gpa + (off - b->start);
+}
+
 #define MERGE_FAILURES 8
 #define HINT_BITS 16384u
+#define CANDIDATES 256u
 
 #define BLOCK_HASH (1u << 15)
 #define BINDING_HASH (1u << 12)
@@ -213,6 +255,7 @@ struct bt_stats {
 	    unmerged_checks, wide_checks, slot_flushes;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
+	uint64_t traces, trace_insns, samples;
 	uint64_t faults, interrupts, page_crossings, signals;
 	char unknown[8][24];
 	uint64_t interp_by_mnemonic[2048];
@@ -291,6 +334,13 @@ struct bt_vcpu {
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct jump_cache *kernel_jumps;
+	/* Looking for hot code: where the next trace begins, what samples found so far. */
+	uint64_t trace_head;
+	const uint8_t *sample_pc;
+	uint64_t sample_period; /* ns */
+	bool at_head;           /* v.rip is where a loop or a function may begin */
+	uint64_t candidate[CANDIDATES];
+	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
 	size_t bytes;        /* of this struct with its slots */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
@@ -349,19 +399,26 @@ static inline void bt_slot_clear(struct bt_slot *s)
 	s->addend = SLOT_NO_ADDEND;
 }
 
+struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
+bool bt_interpret(struct bt_vcpu *bv, int *rc);
+
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_machine *m, struct error *err);
 void bt_cache_destroy(struct bt_machine *m);
 void bt_cache_flush(struct bt_machine *m);
 /* Makes room for one more block, by a flush if need be. */
 void bt_cache_reserve(struct bt_machine *m);
+/* The block for an entry state, or a trace (in whatever state) unless `plain`. */
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-			       unsigned pair, unsigned flags);
+			       unsigned pair, unsigned flags, bool plain);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
 struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
 			      unsigned *count);
 struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
 void bt_block_insert(struct bt_machine *m, struct bt_block *b);
+void bt_block_drop(struct bt_machine *m, struct bt_block *b);
+/* Drops the blocks, but not a trace, that begin there. */
+void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
 /* Drops the block of a check, to be made anew with a hint on the check's instruction. */
 void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints);
@@ -390,10 +447,22 @@ struct trans *bt_trans_create(void);
 struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
 			      unsigned flags, const struct bt_binding *second);
 
+/* Makes a trace along `path`, which takes the place of the blocks at its beginning.  NULL: impossible. */
+struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n);
+
+/* trace.c: hot code */
+void bt_trace_arm(struct bt_vcpu *bv);    /* the vcpu begins to run */
+void bt_trace_sample(struct bt_vcpu *bv); /* ATTENTION_PROFILE was set */
+/* Executes from v.rip on and makes a trace of it, if that place was chosen.  false: it was not. */
+bool bt_trace_here(struct bt_vcpu *bv, int *rc);
+
 /* fault.c */
 int bt_signals_init(struct error *err);
 int bt_thread_init(struct error *err);
 void bt_thread_exit(void);
 void bt_set_gs(struct bt_vcpu *bv); /* this thread runs `bv` now */
+void bt_unset_gs(void);             /* and now it does not */
+/* Sets ATTENTION_PROFILE on what this thread runs `ns` from now, unless that is under way. */
+void bt_sample_after(uint64_t ns);
 
 #endif

@@ -21,8 +21,8 @@
 /* Room one translation may take at most; see bt_translate. */
 #define HOT_RESERVE (64 * KiB)
 #define COLD_RESERVE (64 * KiB)
-#define SITES_RESERVE 512
-#define MAPS_RESERVE 256
+#define SITES_RESERVE 1024
+#define MAPS_RESERVE 512
 
 static void *map_array(size_t bytes, struct error *err)
 {
@@ -57,7 +57,8 @@ static void code_reset(struct bt_machine *m)
 	{
 		struct emit e = {m->cold};
 
-		m->lookup_exit = m->cold;
+		m->lookup_exit = m->cold; /* r10: the address to go to */
+		e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
 		e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
 		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
 		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
@@ -136,8 +137,8 @@ void bt_cache_flush(struct bt_machine *m)
 void bt_cache_reserve(struct bt_machine *m)
 {
 	if (m->hot + HOT_RESERVE > m->hot_end || m->cold + COLD_RESERVE > m->cold_end ||
-	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + 2 > m->max_blocks ||
-	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 2 > MAX_BINDINGS)
+	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + PIECES_MAX + 1 > m->max_blocks ||
+	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 256 > MAX_BINDINGS)
 		bt_cache_flush(m);
 }
 
@@ -235,19 +236,26 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa)
 }
 
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
-			       unsigned pair, unsigned flags)
+			       unsigned pair, unsigned flags, bool plain)
 {
-	struct bt_block *b = m->hash[block_hash(rip, gpa)], *close = NULL;
+	struct bt_block *b = m->hash[block_hash(rip, gpa)], *found = NULL, *close = NULL;
 
 	for (; b; b = b->hash_next) {
-		if (b->rip != rip || b->gpa != gpa || b->user != user || b->pair != pair)
+		if (b->rip != rip || b->gpa != gpa || b->user != user)
+			continue;
+		if (b->trace) {
+			if (!plain)
+				return b;
+			continue;
+		}
+		if (b->pair != pair)
 			continue;
 		if (b->flags == flags)
-			return b;
-		if (!b->flags_in)
+			found = b;
+		else if (!b->flags_in)
 			close = b; /* the flags are dead: where they are is all the same */
 	}
-	return close;
+	return found ? found : close;
 }
 
 struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
@@ -257,7 +265,7 @@ struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, boo
 
 	*count = 0;
 	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
-		if (b->rip == rip && b->gpa == gpa && b->user == user) {
+		if (b->rip == rip && b->gpa == gpa && b->user == user && !b->trace) {
 			found = b;
 			++*count;
 		}
@@ -370,16 +378,29 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 }
 
+void bt_block_drop(struct bt_machine *m, struct bt_block *b)
+{
+	page_remove(m, b);
+	block_remove(m, b);
+}
+
+void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
+{
+	unsigned count;
+	struct bt_block *b;
+
+	while ((b = bt_block_any(m, rip, gpa, user, &count)) != NULL)
+		bt_block_drop(m, b);
+}
+
 void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints)
 {
 	struct bt_block *b = site->block;
-	unsigned bit = hint_index(b->gpa + site->guest_off);
+	unsigned bit = hint_index(bt_block_gpa(b, site->guest_off));
 
 	hints[bit / 64] |= 1ull << bit % 64;
-	if (!b->valid)
-		return;
-	page_remove(m, b);
-	block_remove(m, b);
+	if (b->valid)
+		bt_block_drop(m, b);
 }
 
 /* --- bindings and links --- */
@@ -416,14 +437,6 @@ struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gp
 	if (b->id > m->top_binding)
 		m->top_binding = b->id;
 	return b;
-}
-
-/* Converts the state of a jump (pair, flags) to the canonical one. */
-static void put_canonical(struct emit *e, unsigned pair, unsigned flags)
-{
-	if (flags == FLAGS_HOST)
-		e_flags_save(e, pair >> 4, pair >> 4 == GPR_RAX);
-	e_canonical_pair(e, pair);
 }
 
 /* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
@@ -468,7 +481,7 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 {
 	struct bt_site *site = &m->sites[n];
 	bool check = !same_page && !global;
-	unsigned flags = site->flags, a = site->pair >> 4, t1 = site->pair & 15;
+	unsigned flags = site->flags, a = site->pair >> 4;
 	const uint8_t *leave;
 	struct emit e;
 
@@ -482,12 +495,11 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 		flags = FLAGS_MEM;
 		put_guard(&e, site, n, leave, binding);
 	}
-	if (site->pair != to->pair) /* only ever to a canonical entry */
-		put_canonical(&e, site->pair, flags);
-	else if (to->flags_in && flags == FLAGS_HOST && to->flags == FLAGS_MEM)
+	if (to->flags_in && flags == FLAGS_HOST && to->flags == FLAGS_MEM)
 		e_flags_save(&e, a, a == GPR_RAX);
-	else if (to->flags_in && flags == FLAGS_MEM && to->flags == FLAGS_HOST)
-		e_flags_restore(&e, t1);
+	e_convert_pair(&e, site->pair, to->pair);
+	if (to->flags_in && flags == FLAGS_MEM && to->flags == FLAGS_HOST)
+		e_flags_restore(&e, to->pair & 15);
 	if (e.p == m->cold) {
 		e_patch(m->code + site->host_off, to->host);
 	} else {

@@ -215,21 +215,17 @@ static inline void e_flags_restore(struct emit *e, unsigned scratch)
 	e_mov(e, GPR_RAX, scratch);
 }
 
-/* Makes r10 and r11 the scratch pair instead of `pair`. */
-static inline void e_canonical_pair(struct emit *e, unsigned pair)
+/* Makes `to` the scratch pair instead of `from`. */
+static inline void e_convert_pair(struct emit *e, unsigned from, unsigned to)
 {
-	unsigned a = pair >> 4, b = pair & 15;
+	unsigned old[2] = {from >> 4, from & 15}, new[2] = {to >> 4, to & 15};
 
-	if (pair == PAIR_CANONICAL)
-		return;
-	if (a != GPR_R10 && b != GPR_R10)
-		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
-	if (a != GPR_R11 && b != GPR_R11)
-		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
-	if (a != GPR_R10 && a != GPR_R11)
-		e_load_gs(e, a, GS_REG(a));
-	if (b != GPR_R10 && b != GPR_R11)
-		e_load_gs(e, b, GS_REG(b));
+	for (unsigned i = 0; i < 2; i++)
+		if (new[i] != old[0] && new[i] != old[1])
+			e_store_gs(e, GS_REG(new[i]), new[i]);
+	for (unsigned i = 0; i < 2; i++)
+		if (old[i] != new[0] && old[i] != new[1])
+			e_load_gs(e, old[i], GS_REG(old[i]));
 }
 
 #endif

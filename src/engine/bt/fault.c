@@ -25,6 +25,10 @@ extern const char bt_xstate_begin[], bt_xstate_end[], bt_xstate_failed[];
 
 static __thread struct bt_vcpu *bt_current;
 static __thread void *signal_stack;
+static __thread timer_t sample_timer;
+static __thread volatile sig_atomic_t sample_due;
+
+#define SAMPLE_SIGNAL (SIGRTMIN + 2)
 
 static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 static struct sigaction previous[ARRAY_SIZE(signals)];
@@ -62,7 +66,7 @@ static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 	for (unsigned i = 1; i < b->map_count && b->host + b->map[i].host_off <= pc; i++)
 		at = &b->map[i];
 	save_registers(bv, uc, at->pair, at->flags);
-	bv->trap_rip = b->rip + at->guest_off;
+	bv->trap_rip = bt_block_rip(b, at->guest_off);
 	return true;
 }
 
@@ -100,6 +104,29 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	fatal_signal(sig, info, context);
 }
 
+static void on_sample(int sig, siginfo_t *info, void *context)
+{
+	const ucontext_t *uc = context;
+
+	(void)sig;
+	(void)info;
+	sample_due = 0;
+	if (!bt_current)
+		return;
+	bt_current->sample_pc = (const uint8_t *)uc->uc_mcontext.gregs[REG_RIP];
+	atomic_fetch_or_explicit(&bt_current->v.attention, ATTENTION_PROFILE, memory_order_relaxed);
+}
+
+void bt_sample_after(uint64_t ns)
+{
+	struct itimerspec spec = {.it_value = {.tv_nsec = (long)ns}};
+
+	if (sample_due || !signal_stack)
+		return;
+	sample_due = 1;
+	timer_settime(sample_timer, 0, &spec, NULL);
+}
+
 static void install(void)
 {
 	struct sigaction sa;
@@ -109,6 +136,9 @@ static void install(void)
 	sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
 	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++)
 		sigaction(signals[i], &sa, &previous[i]);
+	sa.sa_sigaction = on_sample;
+	sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+	sigaction(SAMPLE_SIGNAL, &sa, NULL);
 }
 
 int bt_signals_init(struct error *err)
@@ -122,10 +152,19 @@ int bt_signals_init(struct error *err)
 
 int bt_thread_init(struct error *err)
 {
+	struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SAMPLE_SIGNAL};
 	stack_t stack = {.ss_size = SIGNAL_STACK};
+	sigset_t set;
 
 	if (signal_stack)
 		return 0;
+	event._sigev_un._tid = gettid();
+	if (timer_create(CLOCK_MONOTONIC, &event, &sample_timer))
+		return error_set(err, errno, "cannot create the translator's timer: %s", strerror(errno));
+	sample_due = 0;
+	sigemptyset(&set);
+	sigaddset(&set, SAMPLE_SIGNAL);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	signal_stack = malloc(SIGNAL_STACK);
 	stack.ss_sp = signal_stack;
 	if (!signal_stack || sigaltstack(&stack, NULL))
@@ -137,6 +176,7 @@ void bt_thread_exit(void)
 {
 	stack_t stack = {.ss_flags = SS_DISABLE};
 
+	timer_delete(sample_timer);
 	sigaltstack(&stack, NULL);
 	free(signal_stack);
 	signal_stack = NULL;
@@ -150,4 +190,9 @@ void bt_set_gs(struct bt_vcpu *bv)
 	else
 		syscall(SYS_arch_prctl, ARCH_SET_GS, bv);
 	bt_current = bv;
+}
+
+void bt_unset_gs(void)
+{
+	bt_current = NULL;
 }

@@ -18,7 +18,7 @@
 #define BT_REFILL 5070
 #define BT_SLOT_FILLS 5072
 #define BT_SLOT_LOG 5080
-#define BT_SLOTS 75264
+#define BT_SLOTS 82112
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8
@@ -26,6 +26,9 @@
 #define SITE_LIMIT 22
 #define SITE_MISSES 24
 #define SITE_MISSED 40
+#define SITE_SOON 44
+#define SITE_AFTER_OFF 12
+#define SITE_MERGED 29
 /* struct tlb_entry */
 #define TLB_READ_TAG 0
 #define TLB_WRITE_TAG 8

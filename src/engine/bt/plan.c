@@ -166,6 +166,14 @@ static bool ignores_flags(const struct insn *in, enum shape shape)
 	}
 }
 
+/* Elsewhere, any flag may be needed. */
+static void note_leaving(struct step *s)
+{
+	if (!ignores_flags(&s->in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
+	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC)
+		s->read = RFLAGS_ARITH;
+}
+
 static void note_step(const struct bt_machine *m, bool user, struct step *s)
 {
 	const struct insn *in = &s->in;
@@ -181,25 +189,30 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 	if (s->shape >=
 	    S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
-	if (!ignores_flags(in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
-	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC)
-		s->read = RFLAGS_ARITH;
+	note_leaving(s);
 	s->use &= (uint16_t) ~(1u << GPR_RSP);
 	memset(s->access, 0, sizeof(s->access));
+	s->follow = 0;
+	s->page = NULL;
+	s->off = 0;
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
-static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, const uint8_t *code,
+static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa,
 			 uint64_t rip, unsigned room, const struct bt_binding *second)
 {
 	uint8_t bytes[INSN_MAX];
 
-	memcpy(bytes, code, room);
+	memcpy(bytes, ram_host(m->ram, gpa, room), room);
 	memcpy(bytes + room, ram_host(m->ram, second->gpa, INSN_MAX - room), INSN_MAX - room);
 	if (insn_decode(&p->step[0].in, bytes, INSN_MAX, MODE_64))
 		return -1;
 	p->step[0].rip = rip;
+	p->step[0].gpa = gpa;
 	note_step(m, user, &p->step[0]);
+	p->piece[0] = (struct piece){rip, gpa, (uint16_t)room, 0};
+	p->piece[1] = (struct piece){rip + room, second->gpa, (uint16_t)(p->step[0].in.len - room), (uint16_t)room};
+	p->npieces = 2;
 	p->step[0].live = RFLAGS_ARITH;
 	p->second = second;
 	p->n = 1;
@@ -412,14 +425,14 @@ static bool harmless(const struct step *s)
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
 
-static void share_checks(struct plan *p, const struct bt_machine *m, gpa_t gpa)
+static void share_checks(struct plan *p, const struct bt_machine *m)
 {
 	struct tracker k = {.next_id = ID_FIRST};
 
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
 		struct step *s = &p->step[i];
-		gpa_t at = gpa + (s->rip - p->step[0].rip);
+		gpa_t at = s->gpa;
 
 		switch (s->shape) {
 		case S_MEM: place_memory(p, m, &k, i, at); break;
@@ -445,6 +458,15 @@ static void share_checks(struct plan *p, const struct bt_machine *m, gpa_t gpa)
 	}
 }
 
+/* What each step needs of the flags; the last one's successors may need them all. */
+static void find_live(struct plan *p)
+{
+	for (unsigned i = p->n, live = RFLAGS_ARITH; i-- > 0;) {
+		live = (live & ~(unsigned)p->step[i].write) | p->step[i].read;
+		p->step[i].live = (uint16_t)live;
+	}
+}
+
 int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second)
 {
@@ -452,12 +474,13 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, ui
 	const uint8_t *code = ram_host(m->ram, gpa, room);
 
 	p->second = NULL;
-
-	for (p->n = 0; p->n < PLAN_MAX && at < room; p->n++) {
+	p->trace = false;
+	for (p->n = 0; p->n < BLOCK_MAX && at < room; p->n++) {
 		struct step *s = &p->step[p->n];
 		int rc = insn_decode(&s->in, code + at, room - at, MODE_64);
 
 		s->rip = rip + at;
+		s->gpa = gpa + at;
 		if (rc == -ENODATA)
 			break; /* goes on in the next page */
 		if (rc) {
@@ -466,6 +489,7 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, ui
 			return -1;
 		}
 		note_step(m, user, s);
+		s->off = (uint16_t)at;
 		at += s->in.len;
 		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
 		    s->shape == S_JCC || s->shape == S_INTERP_END) {
@@ -474,15 +498,89 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, ui
 		}
 	}
 	if (p->n == 0) {
-		if (!second || plan_crossing(p, m, user, code, rip, room, second))
+		if (!second || plan_crossing(p, m, user, gpa, rip, room, second))
 			return -1;
-		share_checks(p, m, gpa);
+		share_checks(p, m);
 		return 0;
 	}
-	for (unsigned i = p->n, live = RFLAGS_ARITH; i-- > 0;) {
-		live = (live & ~(unsigned)p->step[i].write) | p->step[i].read;
-		p->step[i].live = (uint16_t)live;
+	p->piece[0] = (struct piece){rip, gpa, (uint16_t)at, 0};
+	p->npieces = 1;
+	find_live(p);
+	share_checks(p, m);
+	return 0;
+}
+
+/* Whether a trace may go on behind step s at `to`. */
+static bool follows(struct step *s, bool first, uint64_t to)
+{
+	uint64_t next = s->rip + s->in.len;
+	bool direct = s->in.op[0].type == OP_IMM;
+
+	switch (s->shape) {
+	case S_INTERP_END: return false;
+	case S_JCC: s->follow = to; return to == next || to == next + s->in.imm;
+	case S_JMP:
+	case S_CALL:
+		s->follow = to;
+		if (direct) {
+			s->read = 0; /* (what does not leave here needs no flags) */
+			return to == next + s->in.imm;
+		}
+		/* If it goes elsewhere, a block that begins here takes over.  Jump tables go everywhere. */
+		return !first && (s->in.op[0].type == OP_GPR || s->in.mem_index == GPR_NONE);
+	case S_RET: s->follow = to; return !first;
+	default: return to == next;
 	}
-	share_checks(p, m, gpa);
+}
+
+/* Marks the step if it is the first in its page. */
+static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
+{
+	for (unsigned k = 0; k < p->npieces; k++)
+		if (p->piece[k].rip >> GUEST_PAGE_SHIFT == p->step[i].rip >> GUEST_PAGE_SHIFT)
+			return;
+	p->step[i].page = page;
+}
+
+int bt_plan_path(struct plan *p, const struct bt_machine *m, bool user, const struct path_step *path,
+		 unsigned n)
+{
+	struct piece *piece = NULL;
+	uint16_t off = 0;
+
+	p->second = NULL;
+	p->trace = true;
+	p->n = p->npieces = 0;
+	for (unsigned i = 0; i < n && i < PLAN_MAX; i++) {
+		struct step *s = &p->step[i];
+		unsigned room = GUEST_PAGE_SIZE - (unsigned)(path[i].gpa & GUEST_PAGE_MASK);
+
+		if (insn_decode(&s->in, ram_host(m->ram, path[i].gpa, room), room, MODE_64))
+			break;
+		s->rip = path[i].rip;
+		s->gpa = path[i].gpa;
+		note_step(m, user, s);
+		if (!piece || s->rip != piece->rip + piece->len || s->gpa != piece->gpa + piece->len ||
+		    !(s->rip & GUEST_PAGE_MASK)) {
+			if (p->npieces == PIECES_MAX)
+				break;
+			if (piece)
+				note_page(p, i, path[i].page);
+			piece = &p->piece[p->npieces++];
+			*piece = (struct piece){s->rip, s->gpa, 0, off};
+		}
+		s->off = off;
+		off = (uint16_t)(off + s->in.len);
+		piece->len = (uint16_t)(piece->len + s->in.len);
+		p->n++;
+		if (i + 1 == n || i + 1 == PLAN_MAX || !follows(s, i == 0, path[i + 1].rip))
+			break;
+	}
+	if (!p->n)
+		return -1;
+	p->step[p->n - 1].follow = 0;
+	note_leaving(&p->step[p->n - 1]);
+	find_live(p);
+	share_checks(p, m);
 	return 0;
 }

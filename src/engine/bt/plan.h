@@ -1,11 +1,12 @@
-/* The plan of a block: its instructions, decoded and classified, with what emitting them needs to know
- * of the others. */
+/* The plan of a block or a trace: its instructions, decoded and classified, with what emitting them needs
+ * to know of the others. */
 #ifndef TAKT_BT_PLAN_H
 #define TAKT_BT_PLAN_H
 
 #include "engine/bt/bt.h"
 
-#define PLAN_MAX 40
+#define PLAN_MAX 200
+#define BLOCK_MAX 40
 
 enum shape {
 	S_COPY,
@@ -49,6 +50,10 @@ enum { ACCESS_MEM, ACCESS_STACK, ACCESS_KINDS };
 struct step {
 	struct insn in;
 	uint64_t rip;
+	gpa_t gpa;
+	uint64_t follow;               /* a branch within a trace: where the trace goes on; else 0 */
+	const struct bt_binding *page; /* the first of the trace in this page: check that it is shown */
+	uint16_t off;                  /* in the bytes of all pieces */
 	uint8_t shape;
 	uint16_t use;         /* registers the instruction names */
 	uint16_t read, write; /* flags */
@@ -56,8 +61,17 @@ struct step {
 	struct access access[ACCESS_KINDS];
 };
 
+/* A run of consecutive instructions. */
+struct piece {
+	uint64_t rip;
+	gpa_t gpa;
+	uint16_t len, start; /* start: `off` of the first */
+};
+
 struct plan {
-	unsigned n;
+	unsigned n, npieces;
+	bool trace;
+	struct piece piece[PIECES_MAX];
 	const struct bt_binding *second; /* the one instruction goes on in this page */
 	struct step step[PLAN_MAX];
 };
@@ -69,6 +83,10 @@ static inline int64_t step_disp(const struct step *s)
 {
 	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
 }
+
+/* Plans a trace along `path`; it may end early. */
+int bt_plan_path(struct plan *p, const struct bt_machine *m, bool user, const struct path_step *path,
+		 unsigned n);
 
 static inline struct access *access_leader(struct plan *p, const struct access *a)
 {

@@ -32,8 +32,11 @@ AT(bt_vcpu, slots, BT_SLOTS);
 AT(bt_site, host_off, SITE_HOST_OFF);
 AT(bt_site, user, SITE_USER);
 AT(bt_site, limit, SITE_LIMIT);
+AT(bt_site, after_off, SITE_AFTER_OFF);
+AT(bt_site, merged, SITE_MERGED);
 AT(bt_site, misses, SITE_MISSES);
 AT(bt_site, missed, SITE_MISSED);
+AT(bt_site, soon, SITE_SOON);
 _Static_assert(SLOT_MISSES == 64, "runtime.S");
 AT(tlb_entry, read_tag, TLB_READ_TAG);
 AT(tlb_entry, write_tag, TLB_WRITE_TAG);
@@ -116,7 +119,7 @@ static int deliver_pending(struct bt_vcpu *bv)
 }
 
 /* Interprets one instruction; true: look at events and state before going on. */
-static bool interpret(struct bt_vcpu *bv, int *rc)
+bool bt_interpret(struct bt_vcpu *bv, int *rc)
 {
 	struct vcpu *v = &bv->v;
 
@@ -134,7 +137,7 @@ static bool interpret(struct bt_vcpu *bv, int *rc)
 /* --- look-up --- */
 
 /* The page that `va` lies in, as code; NULL: interpret, or *fault. */
-static struct bt_binding *find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
+struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_machine *m = bv->m;
@@ -166,13 +169,13 @@ static struct bt_block *make_block(struct bt_vcpu *bv, gpa_t gpa, unsigned pair,
 	bt_cache_reserve(bv->m);
 	/* Where an instruction may cross, its second page must be known; a fault there is for later. */
 	if (next - rip < INSN_MAX && pair == PAIR_CANONICAL && flags == FLAGS_MEM)
-		second = find_page(bv, next, &fault);
+		second = bt_find_page(bv, next, &fault);
 	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
 	return bt_translate(bv, rip, gpa, pair, flags, second);
 }
 
 /* The block at v.rip in an entry state.  NULL: interpret, or *fault. */
-static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags,
+static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned flags, bool plain,
 				   struct bt_binding **binding, bool *fault)
 {
 	struct vcpu *v = &bv->v;
@@ -183,12 +186,12 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	gpa_t gpa;
 
 	*fault = false;
-	*binding = find_page(bv, v->rip, fault);
+	*binding = bt_find_page(bv, v->rip, fault);
 	if (!*binding)
 		return NULL;
 	user = (*binding)->user;
 	gpa = (*binding)->gpa | (v->rip & GUEST_PAGE_MASK);
-	b = bt_block_find(m, v->rip, gpa, user, pair, flags);
+	b = bt_block_find(m, v->rip, gpa, user, pair, flags, plain);
 	if (!b && pair != PAIR_CANONICAL) {
 		unsigned count;
 
@@ -197,7 +200,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 		if (count >= 4) {
 			pair = PAIR_CANONICAL;
 			flags = FLAGS_MEM;
-			b = bt_block_find(m, v->rip, gpa, user, pair, flags);
+			b = bt_block_find(m, v->rip, gpa, user, pair, flags, plain);
 		}
 	}
 	if (b)
@@ -205,12 +208,12 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	generation = m->generation;
 	b = make_block(bv, gpa, pair, flags);
 	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
-		b = bt_block_find(m, v->rip, gpa, user, PAIR_CANONICAL, FLAGS_MEM);
+		b = bt_block_find(m, v->rip, gpa, user, PAIR_CANONICAL, FLAGS_MEM, plain);
 		if (!b)
 			b = make_block(bv, gpa, PAIR_CANONICAL, FLAGS_MEM);
 	}
 	if (b && generation != m->generation) /* a flush took the binding along */
-		*binding = find_page(bv, v->rip, fault);
+		*binding = bt_find_page(bv, v->rip, fault);
 	return b;
 }
 
@@ -222,14 +225,16 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	struct bt_block *b;
 
 	*fault = false;
+	if (unlikely(bv->v.rip == bv->trace_head))
+		return NULL;
 	if (j->rip == bv->v.rip && j->rip != JUMP_INVALID)
 		return (const void *)j->host;
 	bv->m->stats.lookups++;
-	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, &binding, fault);
+	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, false, &binding, fault);
 	if (!b)
 		return NULL;
-	bt_space_fill_jump(bv, bv->v.rip, b->host, binding && binding->global);
-	return b->host;
+	bt_space_fill_jump(bv, bv->v.rip, b->entry, binding && binding->global);
+	return b->entry;
 }
 
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
@@ -243,12 +248,15 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 	bool same_page;
 
 	bv->v.rip = site->target;
-	to = find_block(bv, site->pair, site->flags, &binding, fault);
+	*fault = false;
+	if (unlikely(bv->v.rip == bv->trace_head) && !site->plain)
+		return NULL;
+	to = find_block(bv, site->pair, site->flags, site->plain, &binding, fault);
 	if (!to || !binding)
 		return to ? to->host : NULL;
 	if (generation != m->generation || !from->valid || site->linked)
 		return to->host;
-	same_page = !((site->target ^ (from->rip + site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
+	same_page = !((site->target ^ bt_block_rip(from, site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
 	bt_link(m, n, to, binding, same_page, binding->global);
 	return to->host;
 }
@@ -266,6 +274,13 @@ static const void *resume_behind(struct bt_vcpu *bv, const struct bt_block *b, u
 	return bv->m->code + after_off;
 }
 
+/* A block is about to be made anew: if it is a trace, record it at the next opportunity. */
+static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
+{
+	if (b->trace)
+		bv->trace_head = b->rip;
+}
+
 /* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
@@ -273,6 +288,7 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
+	record_again(bv, site->block);
 	bt_block_hint(bv->m, site, bv->m->wide);
 	bv->m->stats.wide_checks++;
 	return NULL;
@@ -298,11 +314,12 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		m->stats.exits++;
 		if (bv->site == SITE_LOOKUP) {
 			m->stats.exits_by[SITE_LOOKUP]++;
+			bv->at_head = true;
 			return 0;
 		}
 		if (bv->site == SITE_FAULT) {
 			v->rip = bv->trap_rip;
-			interpret(bv, &rc);
+			bt_interpret(bv, &rc);
 			return rc;
 		}
 		site = m->sites[bv->site];
@@ -311,7 +328,8 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		generation = m->generation;
 		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
-		case SITE_POLL: v->rip = site.target; return 0;
+		case SITE_POLL: bv->at_head = true; /* fall through */
+		case SITE_PAGE: v->rip = site.target; return 0;
 		case SITE_LINK:
 			pc = follow_link(bv, bv->site, &fault);
 			if (fault)
@@ -319,7 +337,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			continue;
 		case SITE_READ:
 		case SITE_WRITE:
-			v->rip = b->rip + site.guest_off;
+			v->rip = bt_block_rip(b, site.guest_off);
 			if (bv->refill != REFILL_MISS && site.slotted) {
 				pc = refill(bv, &site);
 				continue;
@@ -340,17 +358,23 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					continue;
 				}
 			}
+			if (site.merged && site.slotted &&
+			    (bv->arg & GUEST_PAGE_MASK) + site.size > GUEST_PAGE_SIZE) {
+				pc = m->code + site.after_off;
+				continue;
+			}
 			if (site.merged && b->valid &&
 			    ++m->sites[bv->site].failures >= MERGE_FAILURES) {
+				record_again(bv, b);
 				bt_block_hint(m, &site, m->alone);
 				m->stats.unmerged_checks++;
 			}
 			break;
 		case SITE_CROSS:
 			v->rip = b->rip;
-			find_page(bv, (v->rip | GUEST_PAGE_MASK) + 1, &fault);
+			bt_find_page(bv, (v->rip | GUEST_PAGE_MASK) + 1, &fault);
 			break;
-		default: v->rip = b->rip + site.guest_off;
+		default: v->rip = bt_block_rip(b, site.guest_off);
 		}
 		{
 			uint64_t at = v->rip;
@@ -358,12 +382,12 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			unsigned index = (unsigned)((at ^ at >> 10) & (ICACHE_ENTRIES - 1));
 
 			if (b->valid && generation == m->generation)
-				bv->fetch_gpa = b->gpa + site.guest_off;
-			look = interpret(bv, &rc);
+				bv->fetch_gpa = bt_block_gpa(b, site.guest_off);
+			look = bt_interpret(bv, &rc);
 			bv->fetch_gpa = GPA_NONE;
 			if (look)
 				return rc;
-			pc = resume_behind(bv, b, site.after_off, generation, slot_epoch,
+			pc = resume_behind(bv, b, site.merged ? 0 : site.after_off, generation, slot_epoch,
 					   at + bv->icache[index].in.len);
 		}
 	}
@@ -378,6 +402,7 @@ static int run_once(struct bt_vcpu *bv)
 	bool fault;
 	int rc;
 
+	bv->at_head = false;
 	if (bv->redispatch) {
 		unsigned mode = code_mode(v);
 
@@ -389,15 +414,17 @@ static int run_once(struct bt_vcpu *bv)
 	}
 	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
 	    (v->dr7 & 0xff) || !x86_code64(v)) {
-		interpret(bv, &rc);
+		bt_interpret(bv, &rc);
 		return rc;
 	}
 	bt_space_select(bv);
+	if (unlikely(v->rip == bv->trace_head) && bt_trace_here(bv, &rc))
+		return rc;
 	pc = look_up(bv, &fault);
 	if (fault)
 		return x86_deliver_fault(v);
 	if (!pc) {
-		interpret(bv, &rc);
+		bt_interpret(bv, &rc);
 		return rc;
 	}
 	return run_translated(bv, pc);
@@ -411,6 +438,8 @@ static bool attend(struct bt_vcpu *bv, enum exit_reason *reason)
 
 	if (bits & ATTENTION_IRQ)
 		bv->irq_wait = 1;
+	if (bits & ATTENTION_PROFILE)
+		bt_trace_sample(bv);
 	if (!(bits & (ATTENTION_SLICE | ATTENTION_KICK)))
 		return false;
 	/* A kick may come with the end of the slice: the caller looks at everything on either. */
@@ -427,6 +456,8 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 	bv->redispatch = true;
 	bv->irq_wait = 1;
 	bv->fetch_gpa = GPA_NONE;
+	bv->at_head = false;
+	bt_trace_arm(bv);
 	for (bool ran = false;; ran = true) {
 		uint32_t bits = atomic_load_explicit(&v->attention, memory_order_relaxed);
 

@@ -57,9 +57,6 @@ bt_exit_common:
 	popq %rbx
 	ret
 
-/* Misses closer together than this count against a slot: about four times what one costs. */
-#define SLOT_MISS_CYCLES 250
-
 /* In: gs:BT_ARG = address + tag of the slot, gs:BT_SITE, gs:BT_LEAVE = the way to C.  Flags are dead. */
 	.macro REFILL name, tag
 	.globl \name
@@ -86,14 +83,14 @@ bt_exit_common:
 	cmpq $4095, %rcx
 	ja 9f
 	cmpw SITE_LIMIT(%rax), %cx
-	ja 9f
+	ja 7f
 	movb $1, %gs:BT_REFILL /* REFILL_OFTEN */
 	movq %rax, %rcx
 	rdtsc
 	movl %eax, %edx
 	subl SITE_MISSED(%rcx), %edx
 	movl %eax, SITE_MISSED(%rcx)
-	cmpl $SLOT_MISS_CYCLES, %edx
+	cmpl SITE_SOON(%rcx), %edx
 	ja 5f
 	incw SITE_MISSES(%rcx)
 	jz 9f
@@ -130,6 +127,12 @@ bt_exit_common:
 	addq TLB_HOST(%rbx), %rcx
 	movq %rcx, %gs:BT_SLOTS + 8(%rdx)
 	movl SITE_HOST_OFF(%rax), %eax
+	addq %gs:BT_CODE, %rax
+	movq %rax, %gs:BT_LEAVE
+	jmp 9f
+7:	cmpb $0, SITE_MERGED(%rax) /* across a page: each access for itself */
+	je 9f
+	movl SITE_AFTER_OFF(%rax), %eax
 	addq %gs:BT_CODE, %rax
 	movq %rax, %gs:BT_LEAVE
 9:	movq %gs:BT_SAVE, %rax

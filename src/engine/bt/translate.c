@@ -30,7 +30,7 @@
 #include "engine/bt/interp.h"
 #include "engine/bt/plan.h"
 
-#define MAX_COLD 160
+#define MAX_COLD 1000
 
 struct cold {
 	uint8_t *rel; /* jump to aim here */
@@ -43,6 +43,8 @@ struct trans {
 	struct bt_block *b;
 	struct emit e;
 	bool user, slots; /* slots: checks have them, if they are not to be wide */
+	bool polled;      /* a trace has looked for attention on its way */
+	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
 	uint32_t held[2];     /* the site whose addend t0, t1 hold; 0: none */
@@ -60,7 +62,7 @@ static struct bt_site *new_site(struct trans *t, enum site_kind kind, unsigned i
 	memset(s, 0, sizeof(*s));
 	s->block = t->b;
 	s->kind = (uint8_t)kind;
-	s->guest_off = (uint16_t)(t->plan.step[i].rip - t->b->rip);
+	s->guest_off = t->plan.step[i].off;
 	s->pair = t->pair;
 	*n = t->m->nsites++;
 	for (unsigned k = 0; k < t->m->nvcpus; k++)
@@ -165,12 +167,6 @@ static void free_operands(struct trans *t, unsigned i)
 		swap_scratch(t, i, t0_of(t));
 }
 
-static void canonical_pair(struct trans *t)
-{
-	e_canonical_pair(&t->e, t->pair);
-	t->pair = PAIR_CANONICAL;
-}
-
 /* --- flags --- */
 
 /* The code that follows destroys the host's flags; `live` are needed later. */
@@ -243,6 +239,17 @@ static void put_address(struct trans *t, const struct step *s, unsigned dst)
 			 GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
 }
 
+/* How many copies of the instruction of step i in the trace have a check. */
+static unsigned copies_of(const struct plan *p, unsigned i)
+{
+	unsigned n = 0;
+
+	for (unsigned k = 0; k < p->n; k++)
+		n += p->step[k].rip == p->step[i].rip &&
+		     (p->step[k].access[ACCESS_MEM].span || p->step[k].access[ACCESS_STACK].span);
+	return n;
+}
+
 /* The failed check at `rel`, which covers `size` bytes. */
 static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bool write, bool slotted,
 				  const uint8_t *retry, uint8_t *rel, uint32_t *n)
@@ -252,6 +259,7 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->size = (uint16_t)size;
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
+	site->soon = slotted ? SLOT_SOON * copies_of(&t->plan, i) : 0;
 	site->user = t->user;
 	site->slotted = slotted;
 	site->host_off = (uint32_t)(retry - t->m->code);
@@ -326,6 +334,23 @@ static struct place put_place(struct trans *t, unsigned i)
 	return (struct place){t0_of(t), 0};
 }
 
+/* Where a check for several accesses goes that would cross a page: a block that begins with this instruction. */
+static uint32_t put_way_around(struct trans *t, unsigned i)
+{
+	struct emit e = {t->m->cold};
+	uint32_t off = (uint32_t)(t->m->cold - t->m->code), n;
+	struct bt_site *site = new_site(t, SITE_LINK, i, &n);
+	uint8_t *rel = e_jmp(&e, e.p);
+
+	site->target = t->plan.step[i].rip;
+	site->plain = 1;
+	site->host_off = (uint32_t)(rel - t->m->code);
+	site->flags = FLAGS_MEM;
+	t->m->cold = e.p;
+	add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, t->pair), n);
+	return off;
+}
+
 /* Puts the check of an access, or what comes instead where another's check covers it: then and after this,
  * the operand is at the place returned.  Flags must be dead unless the access has a leader. */
 static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, struct place at,
@@ -387,6 +412,8 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 	}
 	site = &t->m->sites[n];
 	site->merged = a->leads;
+	if (a->leads && site->slotted)
+		site->after_off = put_way_around(t, i);
 	return mem;
 }
 
@@ -462,6 +489,10 @@ static void put_link(struct trans *t, unsigned i, int cc, uint64_t target)
 	site->target = target;
 	site->host_off = (uint32_t)(rel - t->m->code);
 	site->flags = (uint8_t)flags_label(t);
+	if (target == t->b->rip) {
+		t->loop_pair = t->pair;
+		t->loop_flags = site->flags;
+	}
 	add_cold(t, rel, bt_exit_thunk(t->m, site->flags, t->pair), n);
 }
 
@@ -497,22 +528,30 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 
 static void put_direct(struct trans *t, unsigned i, uint64_t target)
 {
-	if (target <= t->plan.step[i].rip) {
+	if (target <= t->plan.step[i].rip && !t->polled) {
 		about_to_clobber(t, target_flags(t, target));
 		put_poll(t, i, target);
 	}
 	put_link(t, i, -1, target);
 }
 
-/* To the address in v.rip, and in t0 unless the pair changes here. */
-static void put_indirect(struct trans *t)
+/* To the address in `reg`. */
+static void put_indirect(struct trans *t, unsigned reg)
 {
+	unsigned a = t0_of(t), b = t1_of(t);
 	struct emit *e = &t->e;
-	bool moved = t->pair != PAIR_CANONICAL;
 
-	canonical_pair(t);
-	if (moved)
-		e_load_gs(e, GPR_R10, GS_OFFSET(v.rip));
+	if (a != GPR_R10 && b != GPR_R10)
+		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
+	if (a != GPR_R11 && b != GPR_R11)
+		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
+	if (reg != GPR_R10)
+		e_mov(e, GPR_R10, reg);
+	if (a != GPR_R10 && a != GPR_R11)
+		e_load_gs(e, a, GS_REG(a));
+	if (b != GPR_R10 && b != GPR_R11)
+		e_load_gs(e, b, GS_REG(b));
+	t->pair = PAIR_CANONICAL;
 	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
 	e8(e, 0);
 	e_jcc(e, CC_NE, t->m->lookup_exit);
@@ -701,18 +740,19 @@ static void put_leave(struct trans *t, unsigned i)
 	note_after(t, i, ACCESS_STACK);
 }
 
-/* The target of an indirect jump or call to v.rip. */
-static void put_target(struct trans *t, unsigned i, const uint8_t *retry)
+/* The target of an indirect jump or call; returns the register that has it: t0 or the operand. */
+static unsigned put_target(struct trans *t, unsigned i, const uint8_t *retry)
 {
 	struct step *s = &t->plan.step[i];
 	unsigned a = t0_of(t);
 
-	if (s->in.op[0].type == OP_GPR) {
-		e_store_gs(&t->e, GS_OFFSET(v.rip), s->in.op[0].reg);
-		return;
-	}
-	put_load(t, a, put_mem_access(t, i, retry));
-	e_store_gs(&t->e, GS_OFFSET(v.rip), a);
+	if (s->in.op[0].type != OP_GPR)
+		put_load(t, a, put_mem_access(t, i, retry));
+	else if (s->in.op[0].reg == GPR_RSP)
+		e_mov(&t->e, a, GPR_RSP); /* a call changes it before it jumps */
+	else
+		return s->in.op[0].reg;
+	return a;
 }
 
 static void put_call(struct trans *t, unsigned i)
@@ -723,12 +763,15 @@ static void put_call(struct trans *t, unsigned i)
 	struct emit *e = &t->e;
 	struct host_mem mem;
 	const uint8_t *retry;
-	unsigned a;
+	unsigned a, target = GPR_NONE;
 
 	about_to_clobber(t, RFLAGS_ARITH);
 	retry = e->p;
-	if (!direct)
-		put_target(t, i, retry);
+	if (!direct) {
+		target = put_target(t, i, retry);
+		if (target == t0_of(t))
+			e_store_gs(e, GS_OFFSET(spill), target);
+	}
 	mem = put_stack_access(t, i, GPR_RSP, -8, retry);
 	a = free_scratch(t, mem);
 	if (!direct && s->access[ACCESS_STACK].span)
@@ -738,11 +781,11 @@ static void put_call(struct trans *t, unsigned i)
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	if (direct) {
 		put_direct(t, i, next + s->in.imm);
-	} else {
-		if (t->pair == PAIR_CANONICAL)
-			e_load_gs(e, GPR_R10, GS_OFFSET(v.rip));
-		put_indirect(t);
+		return;
 	}
+	if (target == t0_of(t))
+		e_load_gs(e, target, GS_OFFSET(spill));
+	put_indirect(t, target);
 }
 
 static void put_ret(struct trans *t, unsigned i)
@@ -754,8 +797,7 @@ static void put_ret(struct trans *t, unsigned i)
 	about_to_clobber(t, RFLAGS_ARITH);
 	put_load(t, a, put_stack_access(t, i, GPR_RSP, 0, t->e.p));
 	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
-	e_store_gs(&t->e, GS_OFFSET(v.rip), a);
-	put_indirect(t);
+	put_indirect(t, a);
 }
 
 static void put_jump(struct trans *t, unsigned i)
@@ -767,21 +809,22 @@ static void put_jump(struct trans *t, unsigned i)
 		return;
 	}
 	about_to_clobber(t, RFLAGS_ARITH);
-	put_target(t, i, t->e.p);
-	if (t->pair == PAIR_CANONICAL)
-		e_load_gs(&t->e, GPR_R10, GS_OFFSET(v.rip));
-	put_indirect(t);
+	put_indirect(t, put_target(t, i, t->e.p));
+}
+
+static unsigned condition(const struct insn *in)
+{
+	unsigned opcode = in->bytes[in->opcode_off];
+
+	return (opcode == 0x0f ? in->bytes[in->opcode_off + 1u] : opcode) & 15;
 }
 
 static void put_conditional(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
 	uint64_t next = s->rip + s->in.len, target = next + s->in.imm;
-	unsigned opcode = s->in.bytes[s->in.opcode_off], cc;
+	unsigned cc = condition(&s->in);
 
-	if (opcode == 0x0f)
-		opcode = s->in.bytes[s->in.opcode_off + 1u];
-	cc = opcode & 15;
 	need_host_flags(t);
 	if (target > s->rip) {
 		put_link(t, i, (int)cc, target);
@@ -790,6 +833,115 @@ static void put_conditional(struct trans *t, unsigned i)
 	}
 	put_link(t, i, (int)(cc ^ 1), next);
 	put_direct(t, i, target);
+}
+
+/* Once on its way, a trace looks for attention, so that no loop of traces goes without. */
+static void put_trace_poll(struct trans *t, unsigned i, unsigned live, uint64_t target)
+{
+	if (t->polled)
+		return;
+	about_to_clobber(t, live);
+	put_poll(t, i, target);
+	t->polled = true;
+}
+
+/* The target of step i in t0 or a register of the guest's: on if it is what the trace expects; else a block
+ * that begins here does it again.  All flags are in memory. */
+static void put_expect(struct trans *t, unsigned i, unsigned reg)
+{
+	const struct step *s = &t->plan.step[i];
+
+	e_mov_imm(&t->e, t1_of(t), s->follow);
+	e_rr(&t->e, 0x39, reg, t1_of(t), true);
+	t->held[0] = t->held[1] = 0;
+	put_link(t, i, CC_NE, s->rip);
+}
+
+/* A trace is left on condition `cc`; if backwards, then after looking for attention. */
+static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t target)
+{
+	bool host_ok = t->host_ok, mem_ok = t->mem_ok;
+	uint32_t held[2] = {t->held[0], t->held[1]};
+	uint8_t *hot;
+
+	if (target > t->plan.step[i].rip) {
+		put_link(t, i, (int)cc, target);
+		return;
+	}
+	e_jcc(&t->e, cc, t->m->cold);
+	hot = t->e.p;
+	t->e.p = t->m->cold;
+	about_to_clobber(t, RFLAGS_ARITH);
+	put_poll(t, i, target);
+	put_link(t, i, -1, target);
+	t->m->cold = t->e.p;
+	t->e.p = hot;
+	t->host_ok = host_ok;
+	t->mem_ok = mem_ok;
+	t->held[0] = held[0];
+	t->held[1] = held[1];
+}
+
+/* A branch inside a trace. */
+static void put_followed(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	const struct insn *in = &s->in;
+	uint64_t next = s->rip + in->len;
+	unsigned live_after = t->plan.step[i + 1].live, extra, a = t0_of(t);
+	const uint8_t *retry;
+	struct host_mem mem;
+
+	if (s->shape == S_JCC) {
+		bool taken = s->follow != next;
+
+		need_host_flags(t);
+		if (taken || in->imm)
+			put_side_exit(t, i, condition(in) ^ taken, taken ? next : next + in->imm);
+		if (s->follow <= s->rip)
+			put_trace_poll(t, i, live_after, s->follow);
+		return;
+	}
+	if (in->op[0].type == OP_IMM && s->shape != S_RET) {
+		if (s->shape == S_CALL) {
+			ready_flags(t, i);
+			mem = put_stack_access(t, i, GPR_RSP, -8, t->e.p);
+			a = free_scratch(t, mem);
+			t->held[a == t1_of(t)] = 0;
+			e_mov_imm(&t->e, a, next);
+			put_store(t, mem, a);
+			e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+		}
+		if (s->follow <= s->rip)
+			put_trace_poll(t, i, live_after, s->follow);
+		return;
+	}
+	put_trace_poll(t, i, RFLAGS_ARITH, s->rip);
+	about_to_clobber(t, RFLAGS_ARITH);
+	retry = t->e.p;
+	if (s->shape == S_RET) {
+		extra = in->nops && in->op[0].type == OP_IMM ? (unsigned)(in->imm & 0xffff) : 0;
+		put_load(t, a, put_stack_access(t, i, GPR_RSP, 0, retry));
+		put_expect(t, i, a);
+		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)(8 + extra));
+		return;
+	}
+	if (in->op[0].type == OP_GPR) {
+		a = in->op[0].reg;
+	} else {
+		put_load(t, a, put_mem_access(t, i, retry));
+	}
+	put_expect(t, i, a);
+	if (s->shape == S_CALL) {
+		mem = put_stack_access(t, i, GPR_RSP, -8, retry);
+		if (s->access[ACCESS_STACK].span)
+			t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
+		a = free_scratch(t, mem);
+		t->held[a == t1_of(t)] = 0;
+		e_mov_imm(&t->e, a, next);
+		put_store(t, mem, a);
+		e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+	}
 }
 
 static void put_sti(struct trans *t, unsigned i)
@@ -892,7 +1044,7 @@ static void note_map(struct trans *t, unsigned i)
 
 	b->map[b->map_count++] = (struct insn_map){
 	    .host_off = (uint16_t)(t->e.p - b->host),
-	    .guest_off = (uint16_t)(t->plan.step[i].rip - b->rip),
+	    .guest_off = t->plan.step[i].off,
 	    .pair = t->pair,
 	    .flags = (uint8_t)flags_label(t),
 	};
@@ -907,21 +1059,35 @@ static void put_crossing_guard(struct trans *t)
 	leave_at(t, rel, SITE_CROSS, 0);
 }
 
-static void put_shadow(struct trans *t)
+/* In a trace that goes on in another page: is it still the one translated? */
+static void put_page_check(struct trans *t, unsigned i)
+{
+	uint8_t *rel;
+
+	about_to_clobber(t, t->plan.step[i].live);
+	rel = e_test_shows(&t->e, t1_of(t), t->plan.step[i].page->id, CC_E);
+	t->held[1] = 0;
+	leave_at(t, rel, SITE_PAGE, i)->target = t->plan.step[i].rip;
+}
+
+static void put_shadows(struct trans *t)
 {
 	struct bt_machine *m = t->m;
-	struct bt_block *b = &m->blocks[m->nblocks++];
-	unsigned first = GUEST_PAGE_SIZE - (unsigned)(t->b->rip & GUEST_PAGE_MASK);
 
-	*b = (struct bt_block){
-	    .rip = t->b->rip,
-	    .gpa = t->plan.second->gpa,
-	    .host = m->hot,
-	    .guest_len = (uint16_t)(t->plan.step[0].in.len - first),
-	    .shadow_of = t->b,
-	};
-	t->b->guest_len = (uint16_t)first;
-	bt_block_insert(m, b);
+	for (unsigned i = 1; i < t->plan.npieces; i++) {
+		const struct piece *piece = &t->plan.piece[i];
+		struct bt_block *b = &m->blocks[m->nblocks++];
+
+		*b = (struct bt_block){
+		    .rip = piece->rip,
+		    .gpa = piece->gpa,
+		    .host = m->hot,
+		    .guest_len = piece->len,
+		    .start = piece->start,
+		    .shadow_of = t->b,
+		};
+		bt_block_insert(m, b);
+	}
 }
 
 static void put_step(struct trans *t, unsigned i)
@@ -929,10 +1095,16 @@ static void put_step(struct trans *t, unsigned i)
 	struct step *s = &t->plan.step[i];
 	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
+	if (s->page)
+		put_page_check(t, i);
 	free_operands(t, i);
 	note_map(t, i);
-	if (s->shape > S_LEAVE)
+	if (s->shape > S_LEAVE && !s->follow)
 		t->held[0] = t->held[1] = 0;
+	if (s->follow) {
+		put_followed(t, i);
+		return;
+	}
 	switch (s->shape) {
 	case S_COPY: put_copy(t, i, live_after); break;
 	case S_NOP: break;
@@ -964,35 +1136,33 @@ struct trans *bt_trans_create(void)
 	return calloc(1, sizeof(struct trans));
 }
 
-struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
-			      unsigned flags, const struct bt_binding *second)
+/* Emits the plan for an entry state; from the same place if it is not the first time. */
+static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 {
-	struct bt_machine *m = bv->m;
-	struct trans *t = m->trans;
-	struct step *last;
-	struct bt_block *b;
+	const struct step *last = &t->plan.step[t->plan.n - 1];
+	struct bt_block *b = t->b;
 
-	t->m = m;
-	t->user = x86_cpl(&bv->v) == 3;
-	t->ncold = 0;
-	if (bt_plan(&t->plan, m, t->user, gpa, rip, second))
-		return NULL;
-	last = &t->plan.step[t->plan.n - 1];
-	b = t->b = &m->blocks[m->nblocks++];
 	*b = (struct bt_block){
-	    .rip = rip,
-	    .gpa = gpa,
-	    .host = m->hot,
-	    .guest_len = (uint16_t)(last->rip + last->in.len - rip),
+	    .rip = t->plan.piece[0].rip,
+	    .gpa = t->plan.piece[0].gpa,
+	    .host = t->m->hot,
+	    .guest_len = t->plan.piece[0].len,
+	    .npieces = (uint8_t)t->plan.npieces,
 	    .user = t->user,
+	    .trace = t->plan.trace,
 	    .pair = (uint8_t)pair,
 	    .flags = (uint8_t)flags,
 	    .flags_in = t->plan.step[0].live,
-	    .map = m->maps + m->nmaps,
+	    .map = t->m->maps + t->m->nmaps,
 	};
+	b->entry = b->host;
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
+	t->ncold = 0;
+	t->polled = false;
 	t->held[0] = t->held[1] = 0;
+	t->loop_pair = (uint8_t)pair;
+	t->loop_flags = (uint8_t)flags;
 	t->host_ok = flags == FLAGS_HOST;
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
@@ -1002,14 +1172,81 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
+}
+
+static void finish_block(struct trans *t)
+{
+	struct bt_machine *m = t->m;
+	struct bt_block *b = t->b;
+
 	m->hot = t->e.p;
 	m->nmaps += b->map_count;
 	put_cold(t);
 	bt_block_insert(m, b);
-	if (t->plan.second)
-		put_shadow(t);
+	put_shadows(t);
 	m->stats.blocks++;
 	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;
-	return b;
+}
+
+struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
+			      unsigned flags, const struct bt_binding *second)
+{
+	struct bt_machine *m = bv->m;
+	struct trans *t = m->trans;
+
+	t->m = m;
+	t->user = x86_cpl(&bv->v) == 3;
+	t->slots = false;
+	if (bt_plan(&t->plan, m, t->user, gpa, rip, second))
+		return NULL;
+	t->b = &m->blocks[m->nblocks++];
+	emit_plan(t, pair, flags);
+	finish_block(t);
+	return t->b;
+}
+
+/* The way in for the canonical state. */
+static void put_entry(struct trans *t)
+{
+	struct emit e = {t->m->cold};
+	struct bt_block *b = t->b;
+	bool flags = b->flags == FLAGS_HOST && b->flags_in;
+
+	if (b->pair == PAIR_CANONICAL && !flags)
+		return;
+	b->entry = e.p;
+	e_convert_pair(&e, PAIR_CANONICAL, b->pair);
+	if (flags)
+		e_flags_restore(&e, b->pair & 15);
+	e_jmp(&e, b->host);
+	t->m->cold = e.p;
+}
+
+struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n)
+{
+	struct bt_machine *m = bv->m;
+	struct trans *t = m->trans;
+	uint32_t sites = m->nsites;
+
+	t->m = m;
+	t->user = x86_cpl(&bv->v) == 3;
+	t->slots = t->user;
+	if (bt_plan_path(&t->plan, m, t->user, path, n))
+		return NULL;
+	t->b = &m->blocks[m->nblocks++];
+	emit_plan(t, PAIR_CANONICAL, FLAGS_MEM);
+	/* A loop wants to begin as it ends. */
+	for (unsigned tries = 0; tries < 3 && (t->loop_pair != t->b->pair ||
+					       (t->b->flags_in && t->loop_flags != t->b->flags));
+	     tries++) {
+		m->nsites = sites;
+		emit_plan(t, t->loop_pair, t->loop_flags);
+	}
+	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->user);
+	finish_block(t);
+	put_entry(t);
+	m->stats.traces++;
+	m->stats.trace_insns += t->plan.n;
+	return t->b;
 }

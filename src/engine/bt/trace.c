@@ -1,0 +1,132 @@
+/* Hot code: found by sampling, recorded by executing it once, translated as a trace.
+ *
+ * A timer of the vcpu's thread looks at what runs.  A place that shows up twice is worth a trace: from there
+ * the next instructions are interpreted and their addresses kept, up to where the path comes back to its
+ * beginning, meets another trace, or would go round an inner loop.  A trace is one long block; where the
+ * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.
+ */
+#include "engine/bt/interp.h"
+
+#define PERIOD_MIN 400000ull /* ns */
+#define PERIOD_MAX 12800000ull
+/* A short loop is unrolled up to this length. */
+#define UNROLL_MAX 64
+
+void bt_trace_arm(struct bt_vcpu *bv)
+{
+	if (!bv->sample_period)
+		bv->sample_period = PERIOD_MIN;
+	bt_sample_after(bv->sample_period);
+}
+
+static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
+{
+	uint64_t *c = &bv->candidate[(rip ^ rip >> 8) % CANDIDATES];
+	bool seen = *c == rip;
+
+	*c = rip;
+	return seen;
+}
+
+void bt_trace_sample(struct bt_vcpu *bv)
+{
+	struct bt_machine *m = bv->m;
+	struct bt_block *b = NULL;
+	uint64_t head = 0;
+
+	m->stats.samples++;
+	if (bv->sample_pc >= m->code && bv->sample_pc < m->hot)
+		b = bt_block_by_host(m, bv->sample_pc);
+	if (b && b->valid && !b->trace) {
+		if (bv->at_head && seen_before(bv, bv->v.rip)) {
+			head = bv->v.rip;
+		} else if (seen_before(bv, b->rip) && b->user == (x86_cpl(&bv->v) == 3)) {
+			/* Not where loops begin: wait until it is come by. */
+			head = b->rip;
+			bt_block_drop(m, b);
+			bt_blocks_drop(m, b->rip, b->gpa, b->user);
+		}
+		bv->trace_head = head;
+		bv->sample_period = PERIOD_MIN;
+	} else {
+		bv->sample_period = MIN(bv->sample_period * 2, PERIOD_MAX);
+	}
+	bv->sample_pc = NULL;
+	bt_world(bv);
+	bt_trace_arm(bv);
+}
+
+static bool has_trace(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, bool user)
+{
+	struct bt_block *b = bt_block_find(bv->m, rip, gpa, user, PAIR_NONE, FLAGS_MEM, false);
+
+	return b && b->trace;
+}
+
+/* Whether the path has to end before `rip`; n: shortened if it went round a loop. */
+static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, bool user)
+{
+	unsigned count = *n;
+
+	if (rip == bv->path[0].rip)
+		return count >= UNROLL_MAX / 2;
+	for (unsigned i = 1; i < count; i++) {
+		if (bv->path[i].rip != rip)
+			continue;
+		for (unsigned k = i + 1; k < count; k++)
+			if (bv->path[k].rip == bv->path[0].rip)
+				return false; /* another round of the whole */
+		*n = i; /* an inner loop: it gets a trace of its own */
+		return true;
+	}
+	return has_trace(bv, rip, gpa, user);
+}
+
+/* Executes one instruction of the path.  false: the path ends behind it. */
+static bool take_step(struct bt_vcpu *bv, bool user, int *rc)
+{
+	struct vcpu *v = &bv->v;
+
+	/* (That an interrupt may wait is no reason to stop: the path is short.) */
+	bt_interpret(bv, rc);
+	if (*rc || v->irq_shadow || bv->redispatch || (v->rflags & RFLAGS_TF) || !x86_code64(v) ||
+	    x86_alignment_checked(v) || (x86_cpl(v) == 3) != user ||
+	    atomic_load_explicit(&v->attention, memory_order_relaxed))
+		return false;
+	bt_space_select(bv);
+	return true;
+}
+
+bool bt_trace_here(struct bt_vcpu *bv, int *rc)
+{
+	struct vcpu *v = &bv->v;
+	struct bt_machine *m = bv->m;
+	bool user = x86_cpl(v) == 3, fault = false;
+	struct bt_binding *page;
+	uint64_t generation;
+	unsigned n = 0;
+
+	bv->trace_head = 0;
+	bt_cache_reserve(m);
+	generation = m->generation;
+	*rc = 0;
+	bt_vec_load(bv);
+	while (n < ARRAY_SIZE(bv->path) && (page = bt_find_page(bv, v->rip, &fault)) != NULL) {
+		uint64_t rip = v->rip;
+		gpa_t gpa = page->gpa | (rip & GUEST_PAGE_MASK);
+
+		if (n == 0 && has_trace(bv, rip, gpa, user))
+			return false;
+		if (n && rip != bv->path[n - 1].rip && path_ends(bv, &n, rip, gpa, user))
+			break;
+		if (!n || rip != bv->path[n - 1].rip) /* else a string instruction goes on */
+			bv->path[n++] = (struct path_step){rip, gpa, page};
+		if (!take_step(bv, user, rc))
+			break;
+	}
+	if (n && generation == m->generation) {
+		bt_world(bv);
+		bt_translate_path(bv, bv->path, n);
+	}
+	return n != 0;
+}
