@@ -56,6 +56,35 @@ static int bt_probe(struct error *err)
 	return 0;
 }
 
+/* Reads TAKT_BT. */
+static int read_switches(unsigned *dev, struct error *err)
+{
+	static const struct {
+		const char *name;
+		unsigned bit;
+	} switches[] = {
+	    {"no-traces", DEV_NO_TRACES}, {"no-slots", DEV_NO_SLOTS}, {"no-sharing", DEV_NO_SHARING},
+	    {"eager", DEV_EAGER},	 {"flush", DEV_FLUSH},	     {"forget", DEV_FORGET},
+	};
+	const char *at = getenv("TAKT_BT");
+
+	*dev = 0;
+	while (at && *at) {
+		size_t n = strcspn(at, ","), i = 0;
+
+		while (i < ARRAY_SIZE(switches) &&
+		       (strlen(switches[i].name) != n || strncmp(switches[i].name, at, n)))
+			i++;
+		if (i == ARRAY_SIZE(switches))
+			return error_set(err, EINVAL,
+					 "TAKT_BT in the environment names no switch '%.*s': there are no-traces, "
+					 "no-slots, no-sharing, eager, flush, forget", (int)n, at);
+		*dev |= switches[i].bit;
+		at += n + (at[n] == ',');
+	}
+	return 0;
+}
+
 static void machine_destroy(struct engine_machine *em)
 {
 	struct bt_machine *m = (struct bt_machine *)em;
@@ -76,6 +105,10 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 	m = calloc(1, sizeof(*m));
 	if (!m) {
 		error_set(err, ENOMEM, "out of memory for the translator");
+		return NULL;
+	}
+	if (read_switches(&m->dev, err)) {
+		free(m);
 		return NULL;
 	}
 	m->ram = ram;

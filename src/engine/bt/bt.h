@@ -250,6 +250,16 @@ static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
 #define BLOCK_HASH (1u << 15)
 #define BINDING_HASH (1u << 12)
 
+/* Developer's switches: TAKT_BT=name,name… in the environment (docs/translator.md). */
+enum {
+	DEV_NO_TRACES = 1,
+	DEV_NO_SLOTS = 2,
+	DEV_NO_SHARING = 4,
+	DEV_EAGER = 8,   /* record a trace wherever a look-up leads */
+	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
+	DEV_FORGET = 32, /* flush slots and TLBs every so many exits */
+};
+
 struct bt_stats {
 	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks,
 	    unmerged_checks, wide_checks, slot_flushes;
@@ -286,6 +296,7 @@ struct bt_machine {
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
 	uint64_t generation; /* counts flushes of the whole cache */
+	unsigned dev, dev_count;
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */

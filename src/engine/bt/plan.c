@@ -313,12 +313,17 @@ static bool has_bit(const uint64_t *bits, gpa_t gpa)
 	return bits[n / 64] >> n % 64 & 1;
 }
 
+static bool own_check(const struct bt_machine *m, gpa_t gpa)
+{
+	return (m->dev & DEV_NO_SHARING) || has_bit(m->alone, gpa);
+}
+
 static void place_memory(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
 			 gpa_t gpa)
 {
 	struct step *s = &p->step[i];
 	const struct insn *in = &s->in;
-	bool alone = in->addrsize != 8 || has_bit(m->alone, gpa), segment;
+	bool alone = in->addrsize != 8 || own_check(m, gpa), segment;
 	struct group at = {.scale = in->mem_index < GPR_COUNT ? in->mem_scale : 1, .at = step_disp(s)};
 
 	if (in->mem_base != GPR_RIP && (in->disp > 1 << 30 || in->disp < -(1 << 30)))
@@ -346,7 +351,7 @@ static void place_stack(struct plan *p, const struct bt_machine *m, struct track
 {
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
-	place(p, k, i, ACCESS_STACK, at, 8, write, has_bit(m->alone, gpa));
+	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa));
 }
 
 /* Registers after the instruction. */

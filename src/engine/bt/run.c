@@ -394,6 +394,22 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 	return 0;
 }
 
+/* Developer's switches that must change nothing but the speed. */
+static void misbehave(struct bt_vcpu *bv)
+{
+	struct bt_machine *m = bv->m;
+
+	m->dev_count++;
+	if (m->dev & DEV_EAGER)
+		bv->trace_head = bv->v.rip;
+	if ((m->dev & DEV_FLUSH) && m->dev_count % 500 == 0)
+		bt_cache_flush(m);
+	if ((m->dev & DEV_FORGET) && m->dev_count % 7 == 0) {
+		bt_space_flush_all(bv);
+		bt_space_select(bv);
+	}
+}
+
 /* One pass of the outer loop's execution part. */
 static int run_once(struct bt_vcpu *bv)
 {
@@ -418,6 +434,8 @@ static int run_once(struct bt_vcpu *bv)
 		return rc;
 	}
 	bt_space_select(bv);
+	if (unlikely(bv->m->dev))
+		misbehave(bv);
 	if (unlikely(v->rip == bv->trace_head) && bt_trace_here(bv, &rc))
 		return rc;
 	pc = look_up(bv, &fault);

@@ -14,6 +14,8 @@
 
 void bt_trace_arm(struct bt_vcpu *bv)
 {
+	if (bv->m->dev & DEV_NO_TRACES)
+		return;
 	if (!bv->sample_period)
 		bv->sample_period = PERIOD_MIN;
 	bt_sample_after(bv->sample_period);

@@ -1231,7 +1231,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
-	t->slots = t->user;
+	t->slots = t->user && !(m->dev & DEV_NO_SLOTS);
 	if (bt_plan_path(&t->plan, m, t->user, path, n))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
