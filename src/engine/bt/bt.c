@@ -122,6 +122,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	memset(bv, 0, sizeof(*bv));
 	bv->v.index = index;
 	bv->v.ram = m->ram;
+	bv->v.before_mmio = bt_platform;
 	bv->m = m;
 	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
 	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,

@@ -285,6 +285,7 @@ void bt_vec_reset(unsigned mask);
 /* run.c */
 enum exit_reason bt_run_loop(struct bt_vcpu *bv);
 void bt_world(struct bt_vcpu *bv);    /* makes it safe to call any C: vector state to memory */
+void bt_platform(struct vcpu *v);     /* the same, before a call into the platform */
 void bt_vec_load(struct bt_vcpu *bv); /* back to the registers */
 
 /* interp.c: executes the instruction at v.rip; exceptions are delivered.

@@ -2,8 +2,8 @@
 #ifndef TAKT_BT_OFFSETS_H
 #define TAKT_BT_OFFSETS_H
 
-#define BT_HOST_RSP 4928
-#define BT_ENTER_PC 4936
-#define BT_ARITH 4944
+#define BT_HOST_RSP 4992
+#define BT_ENTER_PC 5000
+#define BT_ARITH 5008
 
 #endif

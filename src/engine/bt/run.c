@@ -26,6 +26,11 @@ void bt_world(struct bt_vcpu *bv)
 	bv->vec_live = false;
 }
 
+void bt_platform(struct vcpu *v)
+{
+	bt_world(bt_of(v));
+}
+
 void bt_vec_load(struct bt_vcpu *bv)
 {
 	if (bv->vec_live)
