@@ -25,6 +25,7 @@
 #include "cli/options.h"
 #include "machine/boot.h"
 #include "machine/machine.h"
+#include "sched/monitor.h"
 #include "sched/sched.h"
 
 /* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
@@ -35,7 +36,7 @@
 #define NO_EVENT (-1)
 
 struct run_options {
-	const char *kernel, *initrd, *append, *engine, *cpu, *console;
+	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, verbose;
 };
@@ -61,7 +62,10 @@ static const struct option_spec specs[] = {
      OPTION_TEXT, offsetof(struct run_options, console)},
     {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
      offsetof(struct run_options, no_reboot)},
-    {"stats", NULL, "print counters at the end", OPTION_FLAG, offsetof(struct run_options, stats)},
+    {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
+     offsetof(struct run_options, stats)},
+    {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
+     OPTION_TEXT, offsetof(struct run_options, counters)},
     {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
      offsetof(struct run_options, verbose)},
 };
@@ -79,8 +83,9 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
-	unsigned resets;
+	_Atomic unsigned resets;
 	int status;
 	struct error failure; /* takt's own, while the machine ran */
 };
@@ -291,6 +296,37 @@ static int make_sched(struct run *r, struct error *err)
 	return r->sched ? sched_add(r->sched, r->machine, err) : -err->code;
 }
 
+/* On the monitor's thread, and on the main thread at the end. */
+static void put_counters(void *data, struct counter_set *set)
+{
+	struct run *r = data;
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	counter_set_put(set, "wall_ms", COUNTER_COUNT,
+			(uint64_t)(clock_host_ns() - r->started) / 1000000);
+	counter_set_put(set, "worker_ms", COUNTER_COUNT, (uint64_t)sched_used(r->machine) / 1000000);
+	counter_set_put(set, "process_cpu_ms", COUNTER_COUNT,
+			(uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+			    (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
+	counter_set_put(set, "max_resident_kib", COUNTER_GAUGE, (uint64_t)usage.ru_maxrss);
+	counter_set_put(set, "resets", COUNTER_COUNT, r->resets);
+}
+
+static int make_monitor(struct run *r, struct error *err)
+{
+	struct monitor_config config = {.machine = r->machine,
+					.engine = r->engine,
+					.path = r->options.counters,
+					.counters = put_counters,
+					.data = r};
+
+	if (!r->options.stats && !r->options.counters)
+		return 0;
+	r->monitor = monitor_start(&config, err);
+	return r->monitor ? 0 : -err->code;
+}
+
 /* Everything that can go wrong before the guest's first instruction. */
 static int start(struct run *r, struct error *err)
 {
@@ -305,28 +341,14 @@ static int start(struct run *r, struct error *err)
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
 		return rc;
-	if ((rc = make_loop(r, err)) || (rc = make_machine(r, err)) || (rc = make_console(r, err)))
+	if ((rc = make_loop(r, err)) || (rc = make_machine(r, err)) || (rc = make_console(r, err)) ||
+	    (rc = make_sched(r, err)))
 		return rc;
-	return make_sched(r, err);
+	return make_monitor(r, err);
 }
 
 /* --- the end
  * -------------------------------------------------------------------------------------- */
-
-static void print_stats(const struct run *r)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	fprintf(stderr, "wall_ms %lld\n", (long long)((clock_host_ns() - r->started) / 1000000));
-	fprintf(stderr, "worker_ms %lld\n", (long long)(sched_used(r->machine) / 1000000));
-	fprintf(stderr, "process_cpu_ms %lld\n",
-		(long long)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
-		    (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
-	fprintf(stderr, "max_resident_kib %ld\n", usage.ru_maxrss);
-	fprintf(stderr, "resets %u\n", r->resets);
-	r->engine->stats(machine_engine(r->machine), stderr);
-}
 
 /* One line for every end but the ordinary one. */
 static void explain(const struct run *r)
@@ -354,6 +376,8 @@ static void explain(const struct run *r)
 
 static void stop(struct run *r)
 {
+	monitor_destroy(r->monitor, r->status);
+	r->monitor = NULL;
 	if (r->sched && r->machine)
 		sched_remove(r->sched, r->machine);
 	console_close(r->console);
@@ -387,8 +411,10 @@ static int run(struct run *r)
 		if (loop_run(&r->loop, &r->failure))
 			r->status = STATUS_ERROR;
 		sched_pause(r->machine);
+		if (r->monitor)
+			monitor_stop(r->monitor);
 		if (r->options.stats)
-			print_stats(r);
+			counters_print(monitor_counters(r->monitor), stderr);
 		stop(r);
 		explain(r);
 	}

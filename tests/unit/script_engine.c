@@ -119,10 +119,16 @@ static void state_loaded(struct vcpu *v)
 	(void)v;
 }
 
-static void stats(struct engine_machine *em, FILE *out)
+static void sample(struct engine_machine *em, ns_t elapsed)
 {
 	(void)em;
-	(void)out;
+	(void)elapsed;
+}
+
+static void counters(struct engine_machine *em, struct counter_set *set)
+{
+	(void)em;
+	(void)set;
 }
 
 const struct engine script_engine = {
@@ -134,7 +140,8 @@ const struct engine script_engine = {
     .vcpu_destroy = vcpu_free,
     .run = run,
     .state_loaded = state_loaded,
-    .stats = stats,
+    .sample = sample,
+    .counters = counters,
 };
 
 struct machine *script_machine(struct machine_config *config)

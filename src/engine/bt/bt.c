@@ -1,11 +1,9 @@
-/* Engine bt: creation, counters, and the table that the machine sees. */
+/* Engine bt: creation, and the table that the machine sees. */
 #include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-
-#include <Zydis/Zydis.h>
 
 #include "engine/bt/interp.h"
 #include "x86/cpuid.h"
@@ -143,11 +141,15 @@ static enum exit_reason run(struct vcpu *v, struct error *err)
 {
 	struct bt_vcpu *bv = bt_of(v);
 
+	enum exit_reason reason;
+
 	(void)err;
 	bv->xmask = host_xcr0 & v->model->xcr0_mask;
 	*(uint64_t *)(v->xsave + 512) &= bv->xmask;
 	bt_set_gs(bv);
-	return bt_run_loop(bv);
+	reason = bt_run_loop(bv);
+	bv->m->stats.returns_by[reason]++;
+	return reason;
 }
 
 /* Memory and registers changed behind our back: everything derived from them goes. */
@@ -163,72 +165,14 @@ static void state_loaded(struct vcpu *v)
 
 void bt_note_unknown(struct bt_stats *st, const struct insn *in)
 {
-	const char *name = insn_name(in);
+	uint16_t name = in->mnemonic ? in->mnemonic : UNKNOWN_UNDECODABLE;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
-		if (!st->unknown[i][0])
-			strncpy(st->unknown[i], name, sizeof(st->unknown[i]) - 1);
-		if (!strcmp(st->unknown[i], name))
+		if (!st->unknown[i])
+			st->unknown[i] = name;
+		if (st->unknown[i] == name)
 			return;
 	}
-}
-
-static void print_interpreted(const struct bt_stats *st, FILE *out)
-{
-	uint64_t seen = ~0ull;
-
-	for (unsigned n = 0; n < 16; n++) {
-		unsigned best = 0;
-
-		for (unsigned i = 0; i < ARRAY_SIZE(st->interp_by_mnemonic); i++)
-			if (st->interp_by_mnemonic[i] < seen &&
-			    st->interp_by_mnemonic[i] > st->interp_by_mnemonic[best])
-				best = i;
-		if (st->interp_by_mnemonic[best] >= seen || !st->interp_by_mnemonic[best])
-			break;
-		seen = st->interp_by_mnemonic[best];
-		fprintf(out, "bt.interpreted.%s %llu\n",
-			ZydisMnemonicGetString((ZydisMnemonic)best), (unsigned long long)seen);
-	}
-}
-
-static const char *const site_names[SITE_KINDS] = {
-    [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",    [SITE_WRITE] = "tlb_write",
-    [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross", [SITE_LINK] = "link",
-    [SITE_POLL] = "poll",
-};
-
-static void stats(struct engine_machine *em, FILE *out)
-{
-	struct bt_machine *m = (struct bt_machine *)em;
-	const struct bt_stats *st = &m->stats;
-#define COUNTER(name) fprintf(out, "bt." #name " %llu\n", (unsigned long long)st->name)
-	COUNTER(blocks);
-	COUNTER(guest_insns);
-	COUNTER(code_bytes);
-	COUNTER(exits);
-	COUNTER(lookups);
-	COUNTER(links);
-	COUNTER(tlb_misses);
-	COUNTER(page_crossings);
-	COUNTER(flushes);
-	COUNTER(cache_flushes);
-	COUNTER(code_writes);
-	COUNTER(invalidated_blocks);
-	COUNTER(unmerged_blocks);
-	COUNTER(interp_insns);
-	COUNTER(faults);
-	COUNTER(interrupts);
-	COUNTER(signals);
-	COUNTER(mmio);
-	COUNTER(unknown_insns);
-#undef COUNTER
-	for (unsigned i = SITE_LOOKUP; i < SITE_KINDS; i++)
-		fprintf(out, "bt.exits.%s %llu\n", site_names[i],
-			(unsigned long long)st->exits_by[i]);
-	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && st->unknown[i][0]; i++)
-		fprintf(out, "bt.unknown.%s 1\n", st->unknown[i]);
-	print_interpreted(st, out);
 }
 
 const struct engine engine_bt = {
@@ -242,5 +186,6 @@ const struct engine engine_bt = {
     .thread_exit = bt_thread_exit,
     .run = run,
     .state_loaded = state_loaded,
-    .stats = stats,
+    .sample = bt_sample,
+    .counters = bt_counters,
 };

@@ -16,6 +16,7 @@
 #define TAKT_BT_BT_H
 
 #include "engine/bt/insn.h"
+#include "engine/bt/stats.h"
 #include "engine/engine.h"
 #include "x86/cpu.h"
 
@@ -195,7 +196,9 @@ struct bt_stats {
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t faults, interrupts, page_crossings, signals;
-	char unknown[8][24];
+	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
+	uint16_t unknown[8]; /* mnemonics */
+#define UNKNOWN_UNDECODABLE 0xffff
 	uint64_t interp_by_mnemonic[2048];
 };
 
@@ -226,7 +229,9 @@ struct bt_machine {
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
+	uint32_t live_blocks;
 	struct bt_stats stats;
+	struct bt_times times;
 };
 
 struct bt_vcpu {
@@ -248,6 +253,7 @@ struct bt_vcpu {
 
 	/* C only */
 	struct bt_machine *m;
+	_Atomic uint32_t phase; /* what it does, for bt_sample */
 	bool vec_live; /* the guest's vector state is in the host's registers */
 	uint64_t xmask;
 	struct space_set sets[SPACE_SETS];
@@ -268,6 +274,11 @@ struct bt_vcpu {
 };
 
 #define GPA_NONE (~0ull)
+
+static inline void bt_phase(struct bt_vcpu *bv, uint32_t phase)
+{
+	atomic_store_explicit(&bv->phase, phase, memory_order_relaxed);
+}
 
 static inline struct bt_vcpu *bt_of(struct vcpu *v)
 {

@@ -48,7 +48,7 @@ static void code_reset(struct bt_machine *m)
 	x86_zero(m->exit_thunk, sizeof(m->exit_thunk));
 	x86_zero(m->miss_thunk, sizeof(m->miss_thunk));
 	m->nsites = SITE_FIXED;
-	m->nblocks = 0;
+	m->nblocks = m->live_blocks = 0;
 	m->nmaps = 0;
 	m->nbindings = 1;
 	x86_zero(m->hash, sizeof(m->hash));
@@ -266,6 +266,7 @@ void bt_block_insert(struct bt_machine *m, struct bt_block *b)
 		b->hash_next = m->hash[h];
 		m->hash[h] = b;
 		b->valid = 1;
+		m->live_blocks++;
 	}
 	b->page_next = m->pages[index];
 	m->pages[index] = b;
@@ -294,6 +295,7 @@ static void block_remove(struct bt_machine *m, struct bt_block *b)
 	}
 	b->links_in = 0;
 	b->valid = 0;
+	m->live_blocks--;
 	bt_space_drop_jumps(m, b->rip);
 	m->stats.invalidated_blocks++;
 }
