@@ -86,6 +86,7 @@ int main(int argc, char **argv)
 {
 	fill_standard_descriptors();
 	signal(SIGPIPE, SIG_IGN); /* a closed console is an error value, not the end */
+	signal(SIGXFSZ, SIG_IGN); /* so is a file at its limit */
 	if (argc < 2) {
 		command_help(argc, argv);
 		return STATUS_USAGE;

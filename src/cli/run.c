@@ -19,6 +19,7 @@
 #include "base/fatal.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "base/symbols.h"
 #include "chip/acpi.h"
 #include "cli/commands.h"
 #include "cli/images.h"
@@ -36,9 +37,10 @@
 #define NO_EVENT (-1)
 
 struct run_options {
-	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters;
+	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
+	    *symbols;
 	uint64_t memory, cpus, code_cache;
-	bool no_reboot, stats, verbose;
+	bool no_reboot, stats, perf_map, verbose;
 };
 
 static const struct option_spec specs[] = {
@@ -66,6 +68,12 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, stats)},
     {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
      OPTION_TEXT, offsetof(struct run_options, counters)},
+    {"perf-map", NULL, "name translated code for perf in /tmp/perf-PID.map", OPTION_FLAG,
+     offsetof(struct run_options, perf_map)},
+    {"perf-jitdump", "DIR", "name translated code for perf inject in DIR/jit-PID.dump", OPTION_TEXT,
+     offsetof(struct run_options, perf_jitdump)},
+    {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
+     OPTION_TEXT, offsetof(struct run_options, symbols)},
     {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
      offsetof(struct run_options, verbose)},
 };
@@ -75,6 +83,7 @@ struct run {
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image;
+	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
 	struct loop_signals signals;
@@ -149,6 +158,16 @@ static void on_resumed(void *data)
 		console_resume(r->console);
 }
 
+/* Each load puts the kernel elsewhere. */
+static void place_symbols(struct run *r)
+{
+	if (r->image.virtual_base)
+		symbols_place(r->symbols, r->image.virtual_base);
+	else if (!r->resets)
+		log_warn("where this kernel lies in virtual memory is not known: the addresses of "
+			 "--symbols are taken as they are");
+}
+
 static int load(struct run *r, struct error *err)
 {
 	int rc = machine_reset(r->machine, err);
@@ -156,6 +175,8 @@ static int load(struct run *r, struct error *err)
 	if (!rc)
 		rc = boot_image_load(&r->image, machine_ram(r->machine),
 				     machine_vcpu(r->machine, 0), r->cmdline, ACPI_RSDP_GPA, err);
+	if (!rc && r->symbols)
+		place_symbols(r);
 	if (!rc)
 		log_info("kernel at 0x%llx, virtual offset 0x%llx, initramfs at 0x%llx",
 			 (unsigned long long)r->image.kernel_base,
@@ -253,7 +274,10 @@ static int make_machine(struct run *r, struct error *err)
 	    .memory = r->options.memory,
 	    .vcpus = (unsigned)r->options.cpus,
 	    .engine = r->engine,
-	    .engine_config = {.code_cache_bytes = r->options.code_cache},
+	    .engine_config = {.code_cache_bytes = r->options.code_cache,
+			      .perf_map = r->options.perf_map,
+			      .perf_jitdump = r->options.perf_jitdump,
+			      .symbols = r->symbols},
 	    .model = &r->model,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -264,6 +288,18 @@ static int make_machine(struct run *r, struct error *err)
 
 	r->machine = machine_create(&config, err);
 	return r->machine ? load(r, err) : -err->code;
+}
+
+static int open_symbols(struct run *r, struct error *err)
+{
+	if (!r->options.symbols)
+		return 0;
+	if (!r->options.perf_map && !r->options.perf_jitdump)
+		return error_set(
+		    err, EINVAL,
+		    "--symbols names code for perf: give --perf-map or --perf-jitdump, too");
+	r->symbols = symbols_open(r->options.symbols, err);
+	return r->symbols ? 0 : -err->code;
 }
 
 static int make_loop(struct run *r, struct error *err)
@@ -305,7 +341,8 @@ static void put_counters(void *data, struct counter_set *set)
 	getrusage(RUSAGE_SELF, &usage);
 	counter_set_put(set, "wall_ms", COUNTER_COUNT,
 			(uint64_t)(clock_host_ns() - r->started) / 1000000);
-	counter_set_put(set, "worker_ms", COUNTER_COUNT, (uint64_t)sched_used(r->machine) / 1000000);
+	counter_set_put(set, "worker_ms", COUNTER_COUNT,
+			(uint64_t)sched_used(r->machine) / 1000000);
 	counter_set_put(set, "process_cpu_ms", COUNTER_COUNT,
 			(uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
 			    (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
@@ -341,8 +378,8 @@ static int start(struct run *r, struct error *err)
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
 		return rc;
-	if ((rc = make_loop(r, err)) || (rc = make_machine(r, err)) || (rc = make_console(r, err)) ||
-	    (rc = make_sched(r, err)))
+	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
+	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
 	return make_monitor(r, err);
 }
@@ -391,6 +428,7 @@ static void release(struct run *r)
 	if (r->machine)
 		machine_destroy(r->machine);
 	boot_image_close(&r->image);
+	symbols_close(r->symbols);
 	loop_wake_destroy(&r->event_wake);
 	loop_signals_destroy(&r->signals);
 	loop_destroy(&r->loop);

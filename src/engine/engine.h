@@ -19,8 +19,14 @@ enum exit_reason {
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };
 
+struct symbols;
+
 struct engine_config {
 	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
+	/* bt: what perf(1) is told of translated code. */
+	bool perf_map;                 /* write /tmp/perf-PID.map */
+	const char *perf_jitdump;      /* directory for jit-PID.dump; NULL: none */
+	const struct symbols *symbols; /* of the guest's kernel; outlives the machine; NULL: none */
 };
 
 struct engine_machine; /* private to the engine */

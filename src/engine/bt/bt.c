@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 #include "x86/cpuid.h"
 
 #define STUB_BYTES ALIGN_UP((size_t)ICACHE_ENTRIES *STUB_SIZE, (size_t)GUEST_PAGE_SIZE)
@@ -59,6 +60,7 @@ static void machine_destroy(struct engine_machine *em)
 	struct bt_machine *m = (struct bt_machine *)em;
 
 	bt_cache_destroy(m);
+	bt_perf_close(m->perf);
 	free(m->trans);
 	free(m);
 }
@@ -78,6 +80,11 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 	}
 	m->ram = ram;
 	m->cache_bytes = config ? config->code_cache_bytes : 0;
+	m->perf = bt_perf_open(config, err);
+	if (!m->perf && err->code) {
+		free(m);
+		return NULL;
+	}
 	m->trans = bt_trans_create();
 	if (!m->trans || bt_cache_init(m, err)) {
 		if (!m->trans)

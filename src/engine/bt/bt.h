@@ -230,6 +230,7 @@ struct bt_machine {
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
 	uint32_t live_blocks;
+	struct bt_perf *perf; /* NULL: nobody asked */
 	struct bt_stats stats;
 	struct bt_times times;
 };

@@ -15,6 +15,7 @@
 
 #include "engine/bt/emit.h"
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 
 #define CACHE_DEFAULT (64 * MiB)
 #define CACHE_MIN (4 * MiB)
@@ -59,6 +60,7 @@ static void code_reset(struct bt_machine *m)
 		m->lookup_exit = m->cold;
 		e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
 		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
+		bt_perf_note(m, PERF_LOOKUP, m->lookup_exit);
 		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	}
 	bt_exit_thunk(m, FLAGS_HOST,
@@ -127,6 +129,7 @@ void bt_cache_flush(struct bt_machine *m)
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 	}
 	m->generation++;
+	bt_perf_flushed(m);
 	m->stats.cache_flushes++;
 	code_reset(m);
 	bt_space_forget_code(m);
@@ -161,6 +164,7 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 	e8(&e, 0xff); /* jmp rax */
 	e8(&e, 0xe0);
 	m->cold = e.p;
+	bt_perf_note(m, PERF_EXIT, m->exit_thunk[flags][pair]);
 	return m->exit_thunk[flags][pair];
 }
 
@@ -179,6 +183,7 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 	e_store_gs(&e, GS_OFFSET(arg), a);
 	e_jmp(&e, leave);
 	m->cold = e.p;
+	bt_perf_note(m, PERF_MISS, m->miss_thunk[write][pair]);
 	return m->miss_thunk[write][pair];
 }
 

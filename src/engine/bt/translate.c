@@ -26,6 +26,7 @@
 
 #include "engine/bt/emit.h"
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 #include "engine/bt/plan.h"
 
 #define MAX_COLD 160
@@ -932,6 +933,8 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	bt_block_insert(m, b);
 	if (t->plan.second)
 		put_shadow(t);
+	if (m->perf)
+		bt_perf_block(m, b);
 	m->stats.blocks++;
 	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;
