@@ -48,6 +48,11 @@ static const struct {
     COUNT(signals),         COUNT(mmio),          COUNT(unknown_insns),
 };
 
+_Static_assert(ZYDIS_MNEMONIC_MAX_VALUE < PHASE_MNEMONICS, "a mnemonic fits into a phase");
+_Static_assert(sizeof(((struct bt_stats *)0)->interp_by_mnemonic) ==
+		   PHASE_MNEMONICS * sizeof(uint64_t),
+	       "one table for all");
+
 void bt_sample(struct engine_machine *em, ns_t elapsed)
 {
 	struct bt_machine *m = (struct bt_machine *)em;
