@@ -11,6 +11,7 @@
 struct engine_machine {
 	struct ram *ram;
 	const struct script *script;
+	uint64_t samples, sampled_ns;
 };
 
 struct script_vcpu {
@@ -121,14 +122,14 @@ static void state_loaded(struct vcpu *v)
 
 static void sample(struct engine_machine *em, ns_t elapsed)
 {
-	(void)em;
-	(void)elapsed;
+	em->samples++;
+	em->sampled_ns += (uint64_t)elapsed;
 }
 
 static void counters(struct engine_machine *em, struct counter_set *set)
 {
-	(void)em;
-	(void)set;
+	counter_set_put(set, "script.samples", COUNTER_COUNT, em->samples);
+	counter_set_put(set, "script.time", COUNTER_TIME, em->sampled_ns);
 }
 
 const struct engine script_engine = {

@@ -60,7 +60,8 @@ void bt_sample(struct engine_machine *em, ns_t elapsed)
 
 	for (unsigned i = 0; i < m->nvcpus; i++) {
 		const struct bt_vcpu *bv = m->vcpus[i];
-		uint32_t word = PEEK(bv->phase), phase = word & ((1u << PHASE_MNEMONIC_SHIFT) - 1);
+		uint32_t word = atomic_load_explicit(&bv->phase, memory_order_relaxed),
+			 phase = word & ((1u << PHASE_MNEMONIC_SHIFT) - 1);
 		uint32_t mnemonic = word >> PHASE_MNEMONIC_SHIFT & (PHASE_MNEMONICS - 1);
 
 		if (phase == PHASE_HELPER)
