@@ -18,6 +18,7 @@ static const struct command {
 	int (*main)(int argc, char **argv);
 } commands[] = {
     {"run", "boot a machine and attach it to this terminal", command_run},
+    {"counters", "print the counters of a machine that runs", command_counters},
     {"doctor", "say what this host offers, and what to do about it", command_doctor},
     {"version", "print the version", command_version},
     {"help", "this text", command_help},
@@ -85,6 +86,7 @@ int main(int argc, char **argv)
 {
 	fill_standard_descriptors();
 	signal(SIGPIPE, SIG_IGN); /* a closed console is an error value, not the end */
+	signal(SIGXFSZ, SIG_IGN); /* so is a file at its limit */
 	if (argc < 2) {
 		command_help(argc, argv);
 		return STATUS_USAGE;

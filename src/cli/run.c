@@ -19,12 +19,14 @@
 #include "base/fatal.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "base/symbols.h"
 #include "chip/acpi.h"
 #include "cli/commands.h"
 #include "cli/images.h"
 #include "cli/options.h"
 #include "machine/boot.h"
 #include "machine/machine.h"
+#include "sched/monitor.h"
 #include "sched/sched.h"
 
 /* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
@@ -35,9 +37,10 @@
 #define NO_EVENT (-1)
 
 struct run_options {
-	const char *kernel, *initrd, *append, *engine, *cpu, *console;
+	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
+	    *symbols;
 	uint64_t memory, cpus, code_cache;
-	bool no_reboot, stats, verbose;
+	bool no_reboot, stats, perf_map, verbose;
 };
 
 static const struct option_spec specs[] = {
@@ -61,7 +64,16 @@ static const struct option_spec specs[] = {
      OPTION_TEXT, offsetof(struct run_options, console)},
     {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
      offsetof(struct run_options, no_reboot)},
-    {"stats", NULL, "print counters at the end", OPTION_FLAG, offsetof(struct run_options, stats)},
+    {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
+     offsetof(struct run_options, stats)},
+    {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
+     OPTION_TEXT, offsetof(struct run_options, counters)},
+    {"perf-map", NULL, "name translated code for perf in /tmp/perf-PID.map", OPTION_FLAG,
+     offsetof(struct run_options, perf_map)},
+    {"perf-jitdump", "DIR", "name translated code for perf inject in DIR/jit-PID.dump", OPTION_TEXT,
+     offsetof(struct run_options, perf_jitdump)},
+    {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
+     OPTION_TEXT, offsetof(struct run_options, symbols)},
     {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
      offsetof(struct run_options, verbose)},
 };
@@ -71,6 +83,7 @@ struct run {
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image;
+	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
 	struct loop_signals signals;
@@ -79,8 +92,9 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
-	unsigned resets;
+	_Atomic unsigned resets;
 	int status;
 	struct error failure; /* takt's own, while the machine ran */
 };
@@ -144,6 +158,16 @@ static void on_resumed(void *data)
 		console_resume(r->console);
 }
 
+/* Each load puts the kernel elsewhere. */
+static void place_symbols(struct run *r)
+{
+	if (r->image.virtual_base)
+		symbols_place(r->symbols, r->image.virtual_base);
+	else if (!r->resets)
+		log_warn("where this kernel lies in virtual memory is not known: the addresses of "
+			 "--symbols are taken as they are");
+}
+
 static int load(struct run *r, struct error *err)
 {
 	int rc = machine_reset(r->machine, err);
@@ -151,6 +175,8 @@ static int load(struct run *r, struct error *err)
 	if (!rc)
 		rc = boot_image_load(&r->image, machine_ram(r->machine),
 				     machine_vcpu(r->machine, 0), r->cmdline, ACPI_RSDP_GPA, err);
+	if (!rc && r->symbols)
+		place_symbols(r);
 	if (!rc)
 		log_info("kernel at 0x%llx, virtual offset 0x%llx, initramfs at 0x%llx",
 			 (unsigned long long)r->image.kernel_base,
@@ -248,7 +274,10 @@ static int make_machine(struct run *r, struct error *err)
 	    .memory = r->options.memory,
 	    .vcpus = (unsigned)r->options.cpus,
 	    .engine = r->engine,
-	    .engine_config = {.code_cache_bytes = r->options.code_cache},
+	    .engine_config = {.code_cache_bytes = r->options.code_cache,
+			      .perf_map = r->options.perf_map,
+			      .perf_jitdump = r->options.perf_jitdump,
+			      .symbols = r->symbols},
 	    .model = &r->model,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -259,6 +288,18 @@ static int make_machine(struct run *r, struct error *err)
 
 	r->machine = machine_create(&config, err);
 	return r->machine ? load(r, err) : -err->code;
+}
+
+static int open_symbols(struct run *r, struct error *err)
+{
+	if (!r->options.symbols)
+		return 0;
+	if (!r->options.perf_map && !r->options.perf_jitdump)
+		return error_set(
+		    err, EINVAL,
+		    "--symbols names code for perf: give --perf-map or --perf-jitdump, too");
+	r->symbols = symbols_open(r->options.symbols, err);
+	return r->symbols ? 0 : -err->code;
 }
 
 static int make_loop(struct run *r, struct error *err)
@@ -291,6 +332,38 @@ static int make_sched(struct run *r, struct error *err)
 	return r->sched ? sched_add(r->sched, r->machine, err) : -err->code;
 }
 
+/* On the monitor's thread, and on the main thread at the end. */
+static void put_counters(void *data, struct counter_set *set)
+{
+	struct run *r = data;
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	counter_set_put(set, "wall_ms", COUNTER_COUNT,
+			(uint64_t)(clock_host_ns() - r->started) / 1000000);
+	counter_set_put(set, "worker_ms", COUNTER_COUNT,
+			(uint64_t)sched_used(r->machine) / 1000000);
+	counter_set_put(set, "process_cpu_ms", COUNTER_COUNT,
+			(uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+			    (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
+	counter_set_put(set, "max_resident_kib", COUNTER_GAUGE, (uint64_t)usage.ru_maxrss);
+	counter_set_put(set, "resets", COUNTER_COUNT, r->resets);
+}
+
+static int make_monitor(struct run *r, struct error *err)
+{
+	struct monitor_config config = {.machine = r->machine,
+					.engine = r->engine,
+					.path = r->options.counters,
+					.counters = put_counters,
+					.data = r};
+
+	if (!r->options.stats && !r->options.counters)
+		return 0;
+	r->monitor = monitor_start(&config, err);
+	return r->monitor ? 0 : -err->code;
+}
+
 /* Everything that can go wrong before the guest's first instruction. */
 static int start(struct run *r, struct error *err)
 {
@@ -305,28 +378,14 @@ static int start(struct run *r, struct error *err)
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
 		return rc;
-	if ((rc = make_loop(r, err)) || (rc = make_machine(r, err)) || (rc = make_console(r, err)))
+	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
+	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
-	return make_sched(r, err);
+	return make_monitor(r, err);
 }
 
 /* --- the end
  * -------------------------------------------------------------------------------------- */
-
-static void print_stats(const struct run *r)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	fprintf(stderr, "wall_ms %lld\n", (long long)((clock_host_ns() - r->started) / 1000000));
-	fprintf(stderr, "worker_ms %lld\n", (long long)(sched_used(r->machine) / 1000000));
-	fprintf(stderr, "process_cpu_ms %lld\n",
-		(long long)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
-		    (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
-	fprintf(stderr, "max_resident_kib %ld\n", usage.ru_maxrss);
-	fprintf(stderr, "resets %u\n", r->resets);
-	r->engine->stats(machine_engine(r->machine), stderr);
-}
 
 /* One line for every end but the ordinary one. */
 static void explain(const struct run *r)
@@ -354,6 +413,8 @@ static void explain(const struct run *r)
 
 static void stop(struct run *r)
 {
+	monitor_destroy(r->monitor, r->status);
+	r->monitor = NULL;
 	if (r->sched && r->machine)
 		sched_remove(r->sched, r->machine);
 	console_close(r->console);
@@ -367,6 +428,7 @@ static void release(struct run *r)
 	if (r->machine)
 		machine_destroy(r->machine);
 	boot_image_close(&r->image);
+	symbols_close(r->symbols);
 	loop_wake_destroy(&r->event_wake);
 	loop_signals_destroy(&r->signals);
 	loop_destroy(&r->loop);
@@ -387,8 +449,10 @@ static int run(struct run *r)
 		if (loop_run(&r->loop, &r->failure))
 			r->status = STATUS_ERROR;
 		sched_pause(r->machine);
+		if (r->monitor)
+			monitor_stop(r->monitor);
 		if (r->options.stats)
-			print_stats(r);
+			counters_print(monitor_counters(r->monitor), stderr);
 		stop(r);
 		explain(r);
 	}

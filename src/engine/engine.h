@@ -6,8 +6,7 @@
 #ifndef TAKT_ENGINE_ENGINE_H
 #define TAKT_ENGINE_ENGINE_H
 
-#include <stdio.h>
-
+#include "base/counters.h"
 #include "base/error.h"
 #include "base/types.h"
 #include "x86/vcpu.h"
@@ -20,8 +19,14 @@ enum exit_reason {
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };
 
+struct symbols;
+
 struct engine_config {
 	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
+	/* bt: what perf(1) is told of translated code. */
+	bool perf_map;                 /* write /tmp/perf-PID.map */
+	const char *perf_jitdump;      /* directory for jit-PID.dump; NULL: none */
+	const struct symbols *symbols; /* of the guest's kernel; outlives the machine; NULL: none */
 };
 
 struct engine_machine; /* private to the engine */
@@ -44,8 +49,11 @@ struct engine {
 	enum exit_reason (*run)(struct vcpu *v, struct error *err);
 	/* After the caller changed the vcpu or guest memory behind the engine's back (state load). */
 	void (*state_loaded)(struct vcpu *v);
-	/* Writes the engine's counters, one "name value" line each (--stats). */
-	void (*stats)(struct engine_machine *em, FILE *out);
+	/* Looks at what each vcpu does just now: for the time since the last look, `elapsed`, it is taken
+	 * to have done that.  Any one thread at a time. */
+	void (*sample)(struct engine_machine *em, ns_t elapsed);
+	/* Puts the engine's counters, with names "ENGINE.*".  On the thread that samples. */
+	void (*counters)(struct engine_machine *em, struct counter_set *set);
 };
 
 extern const struct engine engine_bt;

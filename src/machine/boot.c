@@ -801,6 +801,8 @@ int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, c
 		rc = load_initrd(image, ram, err);
 	if (rc)
 		return rc;
+	image->virtual_base =
+	    k->elf.linux_layout ? START_KERNEL_MAP + k->elf.base + image->virtual_offset : 0;
 	put_reset_entry(ram);
 	return use_pvh(image) ? enter_pvh(image, ram, v, rsdp, err)
 			      : enter_linux64(image, ram, v, rsdp, kaslr, err);

@@ -36,6 +36,7 @@ struct boot_image {
 	gpa_t kernel_base;       /* physical address of the kernel's first byte */
 	uint64_t kernel_span;    /* bytes from there to the end of its last segment */
 	uint64_t virtual_offset; /* what KASLR added to the kernel's virtual addresses */
+	uint64_t virtual_base;   /* virtual address of the first byte, Linux's _text; 0: not known */
 	gpa_t initrd_base;
 
 	struct boot_kernel *kernel; /* private */

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #define BOOT_SPAN_MAX (2 * GiB)
-#define START_KERNEL_MAP 0xffffffff80000000ull /* __START_KERNEL_map of Linux */
 #define NOTES_MAX 65536
 #define XEN_ELFNOTE_PHYS32_ENTRY 18
 

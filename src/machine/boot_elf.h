@@ -6,6 +6,7 @@
 #include "base/types.h"
 
 #define BOOT_SEGMENTS_MAX 32
+#define START_KERNEL_MAP 0xffffffff80000000ull /* __START_KERNEL_map of Linux */
 
 /* Bytes of a file, in memory (`mem`) or read on demand (`fd`). */
 struct boot_bytes {

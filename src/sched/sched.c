@@ -224,6 +224,6 @@ ns_t sched_used(const struct machine *m)
 	ns_t used = 0;
 
 	for (unsigned i = 0; i < all->count; i++)
-		used += all->task[i].server.used;
+		used += __atomic_load_n(&all->task[i].server.used, __ATOMIC_RELAXED);
 	return used;
 }

@@ -43,7 +43,7 @@ void sched_resume(struct machine *m);
 /* Returns when no worker runs the machine; until sched_resume() none will. */
 void sched_pause(struct machine *m);
 
-/* Host time that workers spent on this machine so far; exact while it is paused. */
+/* Host time that workers spent on this machine so far, but for the slice under way.  Any thread. */
 ns_t sched_used(const struct machine *m);
 
 #endif

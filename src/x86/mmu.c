@@ -171,6 +171,8 @@ int x86_walk(struct vcpu *v, gva_t la, unsigned access, struct page_walk *out)
 
 static void mmio_read(struct vcpu *v, gpa_t gpa, uint8_t *buf, unsigned len)
 {
+	if (v->before_mmio)
+		v->before_mmio(v);
 	while (len) {
 		unsigned n = len >= 8 && !(gpa & 7)   ? 8
 			     : len >= 4 && !(gpa & 3) ? 4
@@ -187,6 +189,8 @@ static void mmio_read(struct vcpu *v, gpa_t gpa, uint8_t *buf, unsigned len)
 
 static void mmio_write(struct vcpu *v, gpa_t gpa, const uint8_t *buf, unsigned len)
 {
+	if (v->before_mmio)
+		v->before_mmio(v);
 	while (len) {
 		unsigned n = len >= 8 && !(gpa & 7)   ? 8
 			     : len >= 4 && !(gpa & 3) ? 4

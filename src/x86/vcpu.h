@@ -140,6 +140,8 @@ struct vcpu {
 	const struct cpu_model *model; /* x86/cpuid.h; outlives the vcpu */
 	const struct platform_ops *ops;
 	void *platform; /* passed to ops */
+	/* The engine's: called before mmio_read and mmio_write.  NULL: nothing to do. */
+	void (*before_mmio)(struct vcpu *v);
 	void (*wake)(
 	    struct vcpu *v); /* called by vcpu_attention when set: wake a sleeping worker */
 	void *wake_data;

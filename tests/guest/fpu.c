@@ -261,6 +261,23 @@ static void interrupted(void)
 	check(sum[0] > 0);
 }
 
+/* Chips reached through memory are C code of the host's: it must not spoil what lives in registers. */
+static void device_memory(void)
+{
+	volatile u8 *apic = (volatile u8 *)(VA + 0x100000);
+
+	map_page((u64)apic, 0xfee00000, PTE_P | PTE_W | 0x18);
+	load_ymm(11);
+	for (unsigned i = 0; i < 3; i++) {
+		*(volatile u32 *)(apic + APIC_SVR) = 0xff; /* off: masks every LVT entry */
+		*(volatile u32 *)(apic + APIC_SVR) = 0x1ff;
+		*(volatile u32 *)(apic + APIC_LVT_TIMER) = APIC_MASKED | 0x45;
+		*(volatile u32 *)(apic + APIC_TIMER_DIVIDE) = 0xb;
+		*(volatile u32 *)(apic + APIC_ESR) = 0;
+	}
+	CHECK_YMM();
+}
+
 static unsigned faults;
 
 static bool page_in(struct frame *f)
@@ -458,6 +475,7 @@ int main(void)
 	saves(VA + 4096 - 320);
 	bad_areas();
 	xgetbv();
+	device_memory();
 	x2apic_on();
 	interrupted();
 	paged_in();

@@ -11,6 +11,7 @@
 struct engine_machine {
 	struct ram *ram;
 	const struct script *script;
+	uint64_t samples, sampled_ns;
 };
 
 struct script_vcpu {
@@ -119,10 +120,16 @@ static void state_loaded(struct vcpu *v)
 	(void)v;
 }
 
-static void stats(struct engine_machine *em, FILE *out)
+static void sample(struct engine_machine *em, ns_t elapsed)
 {
-	(void)em;
-	(void)out;
+	em->samples++;
+	em->sampled_ns += (uint64_t)elapsed;
+}
+
+static void counters(struct engine_machine *em, struct counter_set *set)
+{
+	counter_set_put(set, "script.samples", COUNTER_COUNT, em->samples);
+	counter_set_put(set, "script.time", COUNTER_TIME, em->sampled_ns);
 }
 
 const struct engine script_engine = {
@@ -134,7 +141,8 @@ const struct engine script_engine = {
     .vcpu_destroy = vcpu_free,
     .run = run,
     .state_loaded = state_loaded,
-    .stats = stats,
+    .sample = sample,
+    .counters = counters,
 };
 
 struct machine *script_machine(struct machine_config *config)

@@ -407,6 +407,7 @@ static void a_bzimage_is_placed_at_random_and_relocated(void **state)
 		assert_true(bases[i] >= LINK_BASE && bases[i] + SPAN <= 512 * MiB);
 		assert_true(s.image.virtual_offset + LINK_BASE + SPAN <= GiB);
 		pointer = KERNEL_MAP + LINK_BASE + s.image.virtual_offset;
+		assert_int_equal(s.image.virtual_base, pointer);
 		data = bases[i] + (DATA_PADDR - LINK_BASE);
 		assert_int_equal(ram32(&s, data), (uint32_t)pointer);
 		assert_int_equal(ram32(&s, data + 8), (uint32_t)-pointer);

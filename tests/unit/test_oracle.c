@@ -807,8 +807,14 @@ static void sequences_agree(void **state)
 	}
 	for (uint64_t seed = first; seed < first + count && failed < 5; seed++)
 		failed += !run_one(seed, false);
-	if (getenv("TAKT_ORACLE_STATS"))
-		engine_bt.stats(em, stderr);
+	if (getenv("TAKT_ORACLE_STATS")) {
+		struct counter_set *set = counter_set_create();
+
+		assert_non_null(set);
+		engine_bt.counters(em, set);
+		counters_print(set, stderr);
+		free(set);
+	}
 	assert_int_equal(failed, 0);
 }
 

@@ -23,6 +23,7 @@
 #include "chip/pvclock.h"
 #include "chip/uart.h"
 #include "script_engine.h"
+#include "sched/monitor.h"
 #include "sched/sched.h"
 
 #define NO_EVENT (-1)
@@ -523,6 +524,65 @@ static int step_panic(struct vcpu *v)
 	return SCRIPT_GO_ON; /* Linux spins for ever */
 }
 
+static uint64_t counter(const struct counter_set *set, const char *name)
+{
+	for (uint32_t i = 0; i < set->header.count; i++)
+		if (!strcmp(set->entry[i].name, name))
+			return set->entry[i].value;
+	return 0;
+}
+
+static void put_own_counter(void *data, struct counter_set *set)
+{
+	counter_set_put(set, "own", COUNTER_COUNT, ++*(uint64_t *)data);
+}
+
+/* A monitor looks at a machine that runs, tells others through the file, and leaves its last counters. */
+static void a_monitored_machine_has_counters(void **state)
+{
+	static const struct script script = {.step = step_spin};
+	static const char path[] = "/tmp/takt-test-sched-counters";
+	struct seen *s = start(*state, &script);
+	uint64_t own = 0, told = 0, began = (uint64_t)clock_host_ns(), lasted;
+	struct monitor_config config = {.machine = s->machine,
+					.engine = &script_engine,
+					.path = path,
+					.counters = put_own_counter,
+					.data = &own};
+	struct error err = {0};
+	struct monitor *m;
+	struct counter_set *set;
+	bool alive;
+
+	unlink(path);
+	m = monitor_start(&config, &err);
+	if (!m)
+		fail_msg("%s", err.text);
+	sched_resume(s->machine);
+	while (told < 20) {
+		assert_int_equal(counters_file_read(path, &set, &alive, &err), 0);
+		assert_true(alive);
+		told = counter(set, "script.samples");
+		free(set);
+		usleep(10000);
+	}
+	sched_pause(s->machine);
+	monitor_stop(m);
+	lasted = (uint64_t)clock_host_ns() - began;
+	assert_true(counter(monitor_counters(m), "script.samples") >= told);
+	assert_true(counter(monitor_counters(m), "script.time") > 0);
+	assert_true(counter(monitor_counters(m), "script.time") <= lasted);
+	assert_int_equal(counter(monitor_counters(m), "own"), own);
+	monitor_destroy(m, 5);
+	assert_int_equal(counters_file_read(path, &set, &alive, &err), 0);
+	assert_false(alive);
+	assert_int_equal(set->header.status, 5);
+	assert_int_equal(counter(set, "own"), own);
+	free(set);
+	unlink(path);
+	stop(*state, s);
+}
+
 static void panic_is_seen_in_the_kernels_own_words(void **state)
 {
 	static const struct script script = {.step = step_panic};
@@ -628,6 +688,7 @@ int main(void)
 	    TEST(console_input_is_held_back_and_none_is_lost),
 	    TEST(busy_machines_share_the_workers),
 	    TEST(paused_means_paused),
+	    TEST(a_monitored_machine_has_counters),
 	    TEST(panic_is_seen_in_the_kernels_own_words),
 	    TEST(reset_after_a_panic_is_a_panic),
 	    TEST(a_panic_in_an_old_log_is_none),

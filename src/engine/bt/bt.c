@@ -1,13 +1,12 @@
-/* Engine bt: creation, counters, and the table that the machine sees. */
+/* Engine bt: creation, and the table that the machine sees. */
 #include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include <Zydis/Zydis.h>
-
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 #include "x86/cpuid.h"
 
 #define STUB_BYTES ALIGN_UP((size_t)ICACHE_ENTRIES *STUB_SIZE, (size_t)GUEST_PAGE_SIZE)
@@ -90,6 +89,7 @@ static void machine_destroy(struct engine_machine *em)
 	struct bt_machine *m = (struct bt_machine *)em;
 
 	bt_cache_destroy(m);
+	bt_perf_close(m->perf);
 	free(m->trans);
 	free(m);
 }
@@ -113,6 +113,11 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 	}
 	m->ram = ram;
 	m->cache_bytes = config ? config->code_cache_bytes : 0;
+	m->perf = bt_perf_open(config, err);
+	if (!m->perf && err->code) {
+		free(m);
+		return NULL;
+	}
 	m->trans = bt_trans_create();
 	if (!m->trans || bt_cache_init(m, err)) {
 		if (!m->trans)
@@ -160,6 +165,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	bv->code = m->code;
 	bv->v.index = index;
 	bv->v.ram = m->ram;
+	bv->v.before_mmio = bt_platform;
 	bv->m = m;
 	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
 	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
@@ -187,6 +193,7 @@ static enum exit_reason run(struct vcpu *v, struct error *err)
 	bt_set_gs(bv);
 	reason = bt_run_loop(bv);
 	bt_unset_gs();
+	bv->m->stats.returns_by[reason]++;
 	return reason;
 }
 
@@ -203,77 +210,14 @@ static void state_loaded(struct vcpu *v)
 
 void bt_note_unknown(struct bt_stats *st, const struct insn *in)
 {
-	const char *name = insn_name(in);
+	uint16_t name = in->mnemonic ? in->mnemonic : UNKNOWN_UNDECODABLE;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
-		if (!st->unknown[i][0])
-			strncpy(st->unknown[i], name, sizeof(st->unknown[i]) - 1);
-		if (!strcmp(st->unknown[i], name))
+		if (!st->unknown[i])
+			st->unknown[i] = name;
+		if (st->unknown[i] == name)
 			return;
 	}
-}
-
-static void print_interpreted(const struct bt_stats *st, FILE *out)
-{
-	uint64_t seen = ~0ull;
-
-	for (unsigned n = 0; n < 16; n++) {
-		unsigned best = 0;
-
-		for (unsigned i = 0; i < ARRAY_SIZE(st->interp_by_mnemonic); i++)
-			if (st->interp_by_mnemonic[i] < seen &&
-			    st->interp_by_mnemonic[i] > st->interp_by_mnemonic[best])
-				best = i;
-		if (st->interp_by_mnemonic[best] >= seen || !st->interp_by_mnemonic[best])
-			break;
-		seen = st->interp_by_mnemonic[best];
-		fprintf(out, "bt.interpreted.%s %llu\n",
-			ZydisMnemonicGetString((ZydisMnemonic)best), (unsigned long long)seen);
-	}
-}
-
-static const char *const site_names[SITE_KINDS] = {
-    [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",    [SITE_WRITE] = "tlb_write",
-    [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross", [SITE_LINK] = "link",
-    [SITE_POLL] = "poll",     [SITE_PAGE] = "page",
-};
-
-static void stats(struct engine_machine *em, FILE *out)
-{
-	struct bt_machine *m = (struct bt_machine *)em;
-	const struct bt_stats *st = &m->stats;
-#define COUNTER(name) fprintf(out, "bt." #name " %llu\n", (unsigned long long)st->name)
-	COUNTER(blocks);
-	COUNTER(traces);
-	COUNTER(trace_insns);
-	COUNTER(samples);
-	COUNTER(guest_insns);
-	COUNTER(code_bytes);
-	COUNTER(exits);
-	COUNTER(lookups);
-	COUNTER(links);
-	COUNTER(tlb_misses);
-	COUNTER(page_crossings);
-	COUNTER(flushes);
-	COUNTER(cache_flushes);
-	COUNTER(code_writes);
-	COUNTER(invalidated_blocks);
-	COUNTER(unmerged_checks);
-	COUNTER(wide_checks);
-	COUNTER(slot_flushes);
-	COUNTER(interp_insns);
-	COUNTER(faults);
-	COUNTER(interrupts);
-	COUNTER(signals);
-	COUNTER(mmio);
-	COUNTER(unknown_insns);
-#undef COUNTER
-	for (unsigned i = SITE_LOOKUP; i < SITE_KINDS; i++)
-		fprintf(out, "bt.exits.%s %llu\n", site_names[i],
-			(unsigned long long)st->exits_by[i]);
-	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && st->unknown[i][0]; i++)
-		fprintf(out, "bt.unknown.%s 1\n", st->unknown[i]);
-	print_interpreted(st, out);
 }
 
 const struct engine engine_bt = {
@@ -287,5 +231,6 @@ const struct engine engine_bt = {
     .thread_exit = bt_thread_exit,
     .run = run,
     .state_loaded = state_loaded,
-    .stats = stats,
+    .sample = bt_sample,
+    .counters = bt_counters,
 };

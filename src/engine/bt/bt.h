@@ -16,6 +16,7 @@
 #define TAKT_BT_BT_H
 
 #include "engine/bt/insn.h"
+#include "engine/bt/stats.h"
 #include "engine/engine.h"
 #include "x86/cpu.h"
 
@@ -267,7 +268,9 @@ struct bt_stats {
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t traces, trace_insns, samples;
 	uint64_t faults, interrupts, page_crossings, signals;
-	char unknown[8][24];
+	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
+	uint16_t unknown[8]; /* mnemonics */
+#define UNKNOWN_UNDECODABLE 0xffff
 	uint64_t interp_by_mnemonic[2048];
 };
 
@@ -300,7 +303,10 @@ struct bt_machine {
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
+	uint32_t live_blocks;
+	struct bt_perf *perf; /* NULL: nobody asked */
 	struct bt_stats stats;
+	struct bt_times times;
 };
 
 struct bt_vcpu {
@@ -329,6 +335,7 @@ struct bt_vcpu {
 
 	/* C only */
 	struct bt_machine *m;
+	_Atomic uint32_t phase; /* what it does, for bt_sample */
 	bool vec_live; /* the guest's vector state is in the host's registers */
 	uint64_t xmask;
 	struct space_set sets[SPACE_SETS];
@@ -362,6 +369,11 @@ enum refill { REFILL_MISS, REFILL_OFTEN, REFILL_FULL, REFILL_AC };
 
 #define GPA_NONE (~0ull)
 
+static inline void bt_phase(struct bt_vcpu *bv, uint32_t phase)
+{
+	atomic_store_explicit(&bv->phase, phase, memory_order_relaxed);
+}
+
 static inline struct bt_vcpu *bt_of(struct vcpu *v)
 {
 	return (struct bt_vcpu *)v;
@@ -378,6 +390,7 @@ void bt_vec_reset(unsigned mask);
 /* run.c */
 enum exit_reason bt_run_loop(struct bt_vcpu *bv);
 void bt_world(struct bt_vcpu *bv);    /* makes it safe to call any C: vector state to memory */
+void bt_platform(struct vcpu *v);     /* the same, before a call into the platform */
 void bt_vec_load(struct bt_vcpu *bv); /* back to the registers */
 
 /* interp.c: executes the instruction at v.rip; exceptions are delivered.

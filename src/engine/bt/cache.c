@@ -15,6 +15,7 @@
 
 #include "engine/bt/emit.h"
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 
 #define CACHE_DEFAULT (64 * MiB)
 #define CACHE_MIN (4 * MiB)
@@ -49,7 +50,7 @@ static void code_reset(struct bt_machine *m)
 	x86_zero(m->miss_thunk, sizeof(m->miss_thunk));
 	x86_zero(m->refill_thunk, sizeof(m->refill_thunk));
 	m->nsites = SITE_FIXED;
-	m->nblocks = 0;
+	m->nblocks = m->live_blocks = 0;
 	m->nmaps = 0;
 	m->nbindings = 1;
 	x86_zero(m->hash, sizeof(m->hash));
@@ -61,6 +62,7 @@ static void code_reset(struct bt_machine *m)
 		e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
 		e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
 		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
+		bt_perf_note(m, PERF_LOOKUP, m->lookup_exit);
 		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	}
 	bt_exit_thunk(m, FLAGS_HOST,
@@ -129,6 +131,7 @@ void bt_cache_flush(struct bt_machine *m)
 		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
 	}
 	m->generation++;
+	bt_perf_flushed(m);
 	m->stats.cache_flushes++;
 	code_reset(m);
 	bt_space_forget_code(m);
@@ -163,6 +166,7 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 	e8(&e, 0xff); /* jmp rax */
 	e8(&e, 0xe0);
 	m->cold = e.p;
+	bt_perf_note(m, PERF_EXIT, m->exit_thunk[flags][pair]);
 	return m->exit_thunk[flags][pair];
 }
 
@@ -181,6 +185,7 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 	e_store_gs(&e, GS_OFFSET(arg), a);
 	e_jmp(&e, leave);
 	m->cold = e.p;
+	bt_perf_note(m, PERF_MISS, m->miss_thunk[write][pair]);
 	return m->miss_thunk[write][pair];
 }
 
@@ -298,6 +303,7 @@ void bt_block_insert(struct bt_machine *m, struct bt_block *b)
 		b->hash_next = m->hash[h];
 		m->hash[h] = b;
 		b->valid = 1;
+		m->live_blocks++;
 	}
 	b->page_next = m->pages[index];
 	m->pages[index] = b;
@@ -326,6 +332,7 @@ static void block_remove(struct bt_machine *m, struct bt_block *b)
 	}
 	b->links_in = 0;
 	b->valid = 0;
+	m->live_blocks--;
 	bt_space_drop_jumps(m, b->rip);
 	m->stats.invalidated_blocks++;
 }

@@ -392,6 +392,8 @@ int bt_interp(struct bt_vcpu *bv)
 	if (!e)
 		return x86_deliver_fault(v);
 	bv->m->stats.interp_by_mnemonic[e->in.mnemonic & 2047]++;
+	bt_phase(bv, (e->in.kind == INSN_NATIVE ? PHASE_NATIVE : PHASE_HELPER) |
+			 (uint32_t)e->in.mnemonic << PHASE_MNEMONIC_SHIFT);
 	if (e->in.lock && e->in.kind == INSN_SPECIAL) {
 		rc = x86_fault(v, VEC_UD);
 	} else {

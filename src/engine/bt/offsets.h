@@ -3,22 +3,22 @@
 #define TAKT_BT_OFFSETS_H
 
 /* struct bt_vcpu */
-#define BT_HOST_RSP 4928
-#define BT_ENTER_PC 4936
-#define BT_ARITH 4944
-#define BT_ARG 4952
-#define BT_SAVE 4968
-#define BT_LEAVE 5000
-#define BT_SITES 5008
-#define BT_CODE 5016
-#define BT_SPACE 5024
-#define BT_SPACE_AC 5048
-#define BT_SITE 5056
-#define BT_SLOTS_LOCAL 5069
-#define BT_REFILL 5070
-#define BT_SLOT_FILLS 5072
-#define BT_SLOT_LOG 5080
-#define BT_SLOTS 82112
+#define BT_HOST_RSP 4992
+#define BT_ENTER_PC 5000
+#define BT_ARITH 5008
+#define BT_ARG 5016
+#define BT_SAVE 5032
+#define BT_LEAVE 5064
+#define BT_SITES 5072
+#define BT_CODE 5080
+#define BT_SPACE 5088
+#define BT_SPACE_AC 5112
+#define BT_SITE 5120
+#define BT_SLOTS_LOCAL 5133
+#define BT_REFILL 5134
+#define BT_SLOT_FILLS 5136
+#define BT_SLOT_LOG 5144
+#define BT_SLOTS 82176
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

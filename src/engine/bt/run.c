@@ -54,6 +54,13 @@ void bt_world(struct bt_vcpu *bv)
 	bv->vec_live = false;
 }
 
+void bt_platform(struct vcpu *v)
+{
+	bt_world(bt_of(v));
+	bt_of(v)->irq_wait = 1; /* what it is told may make an interrupt deliverable */
+	bt_phase(bt_of(v), PHASE_PLATFORM);
+}
+
 void bt_vec_load(struct bt_vcpu *bv)
 {
 	if (bv->vec_live)
@@ -97,6 +104,7 @@ static int deliver_pending(struct bt_vcpu *bv)
 	struct vcpu *v = &bv->v;
 	int vector;
 
+	bt_phase(bv, PHASE_EVENT);
 	if (v->nmi_pending && !v->nmi_blocked) {
 		v->nmi_pending = 0;
 		v->nmi_blocked = 1;
@@ -124,11 +132,9 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc)
 	struct vcpu *v = &bv->v;
 
 	*rc = bt_interp(bv);
+	bt_phase(bv, PHASE_LOOKUP);
 	if (*rc == INTERP_HALT)
 		v->run_state = VCPU_HALTED;
-	/* What it wrote to the platform may have made an interrupt deliverable. */
-	if (!bv->vec_live)
-		bv->irq_wait = 1;
 	return *rc != 0 || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
 	       bv->redispatch || (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
 	       atomic_load_explicit(&v->attention, memory_order_relaxed);
@@ -164,14 +170,18 @@ static struct bt_block *make_block(struct bt_vcpu *bv, gpa_t gpa, unsigned pair,
 {
 	uint64_t rip = bv->v.rip, next = (rip | GUEST_PAGE_MASK) + 1;
 	const struct bt_binding *second = NULL;
+	struct bt_block *b;
 	bool fault = false;
 
+	bt_phase(bv, PHASE_TRANSLATE);
 	bt_cache_reserve(bv->m);
 	/* Where an instruction may cross, its second page must be known; a fault there is for later. */
 	if (next - rip < INSN_MAX && pair == PAIR_CANONICAL && flags == FLAGS_MEM)
 		second = bt_find_page(bv, next, &fault);
 	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
-	return bt_translate(bv, rip, gpa, pair, flags, second);
+	b = bt_translate(bv, rip, gpa, pair, flags, second);
+	bt_phase(bv, PHASE_LOOKUP);
+	return b;
 }
 
 /* The block at v.rip in an entry state.  NULL: interpret, or *fault. */
@@ -309,7 +319,9 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 
 		bt_vec_load(bv);
 		bt_flags_to_arith(bv);
+		bt_phase(bv, PHASE_CODE);
 		bt_enter(bv, pc);
+		bt_phase(bv, PHASE_LOOKUP);
 		bt_flags_from_arith(bv);
 		m->stats.exits++;
 		if (bv->site == SITE_LOOKUP) {
@@ -318,6 +330,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			return 0;
 		}
 		if (bv->site == SITE_FAULT) {
+			m->stats.exits_by[SITE_FAULT]++;
 			v->rip = bv->trap_rip;
 			bt_interpret(bv, &rc);
 			return rc;
@@ -343,6 +356,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 				continue;
 			}
 			m->stats.tlb_misses++;
+			bt_phase(bv, PHASE_FILL);
 			if ((bv->arg & GUEST_PAGE_MASK) + site.size <= GUEST_PAGE_SIZE) {
 				/* What faults here is for the interpreter to judge: a merged check may fail where
 				 * its first access does not, a mask may leave out the page that is missing. */
@@ -419,12 +433,14 @@ static int run_once(struct bt_vcpu *bv)
 	int rc;
 
 	bv->at_head = false;
+	bt_phase(bv, PHASE_LOOKUP);
 	if (bv->redispatch) {
 		unsigned mode = code_mode(v);
 
 		bv->redispatch = false;
 		if (mode != bv->m->mode) {
 			bv->m->mode = (uint8_t)mode;
+			bt_phase(bv, PHASE_FLUSH);
 			bt_cache_flush(bv->m);
 		}
 	}
@@ -500,5 +516,6 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 		rc = 0;
 	}
 	bt_world(bv);
+	bt_phase(bv, reason == EXIT_HALTED ? PHASE_HALTED : PHASE_OUTSIDE);
 	return reason;
 }

@@ -120,7 +120,7 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 		/* The port has side effects: the destination must be writable before. */
 		if (bt_io_allowed(bv, port, op->size) || probe_element(bv, di, op->size))
 			return X86_FAULT;
-		bt_world(bv);
+		bt_platform(v);
 		a = v->ops->io_read(v->platform, port, op->size);
 		if (write_element(bv, di, op->size, a))
 			return X86_FAULT;
@@ -129,7 +129,7 @@ static int element(struct bt_vcpu *bv, const struct string_op *op)
 		if (bt_io_allowed(bv, port, op->size) ||
 		    read_element(bv, op->seg, si, op->size, &a))
 			return X86_FAULT;
-		bt_world(bv);
+		bt_platform(v);
 		v->ops->io_write(v->platform, port, op->size, (uint32_t)a);
 		uses_si = true;
 		uses_di = false;

@@ -51,7 +51,7 @@ int bt_do_write_cr(struct bt_vcpu *bv, unsigned n, uint64_t value)
 	case 8:
 		if (value >> 4)
 			return x86_fault_code(v, VEC_GP, 0);
-		bt_world(bv);
+		bt_platform(v);
 		v->ops->cr8_write(v->platform, v, value);
 		return 0;
 	default: return x86_fault(v, VEC_UD);
@@ -93,7 +93,7 @@ int bt_do_mov_special(struct bt_vcpu *bv, const struct insn *in)
 		case 3: value = v->cr3; break;
 		case 4: value = v->cr4; break;
 		case 8:
-			bt_world(bv);
+			bt_platform(v);
 			value = v->ops->cr8_read(v->platform, v);
 			break;
 		default: return x86_fault(v, VEC_UD);
@@ -187,7 +187,7 @@ int bt_do_read_or_write_msr(struct bt_vcpu *bv, bool write)
 
 	if (bt_do_privileged(v))
 		return X86_FAULT;
-	bt_world(bv); /* it may be the platform's */
+	bt_platform(v); /* it may be the platform's */
 	if (write) {
 		uint64_t efer = v->efer;
 
@@ -292,7 +292,7 @@ int bt_do_in_out(struct bt_vcpu *bv, const struct insn *in, bool out)
 		port = v->regs[GPR_RDX] & 0xffff;
 	if (bt_io_allowed(bv, (unsigned)port, size))
 		return X86_FAULT;
-	bt_world(bv);
+	bt_platform(v);
 	bv->m->stats.mmio++;
 	if (out)
 		v->ops->io_write(v->platform, (uint16_t)port, size,

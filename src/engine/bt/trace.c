@@ -87,13 +87,7 @@ static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, 
 /* Executes one instruction of the path.  false: the path ends behind it. */
 static bool take_step(struct bt_vcpu *bv, bool user, int *rc)
 {
-	struct vcpu *v = &bv->v;
-
-	/* (That an interrupt may wait is no reason to stop: the path is short.) */
-	bt_interpret(bv, rc);
-	if (*rc || v->irq_shadow || bv->redispatch || (v->rflags & RFLAGS_TF) || !x86_code64(v) ||
-	    x86_alignment_checked(v) || (x86_cpl(v) == 3) != user ||
-	    atomic_load_explicit(&v->attention, memory_order_relaxed))
+	if (bt_interpret(bv, rc) || !x86_code64(&bv->v) || (x86_cpl(&bv->v) == 3) != user)
 		return false;
 	bt_space_select(bv);
 	return true;

@@ -28,6 +28,7 @@
 
 #include "engine/bt/emit.h"
 #include "engine/bt/interp.h"
+#include "engine/bt/perf.h"
 #include "engine/bt/plan.h"
 
 #define MAX_COLD 1000
@@ -1184,6 +1185,8 @@ static void finish_block(struct trans *t)
 	put_cold(t);
 	bt_block_insert(m, b);
 	put_shadows(t);
+	if (m->perf)
+		bt_perf_block(m, b);
 	m->stats.blocks++;
 	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;

@@ -1,0 +1,146 @@
+/* Counters of engine bt, for --stats and the page of counters.
+ *
+ * Runs on another thread than the vcpus: what it reads is a little old, never torn.
+ */
+#include "engine/bt/stats.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include <Zydis/Zydis.h>
+
+#include "base/counters.h"
+#include "engine/bt/bt.h"
+
+/* A word that another thread changes. */
+#define PEEK(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+
+static const char *const phase_names[PHASES] = {
+    [PHASE_OUTSIDE] = "outside",   [PHASE_HALTED] = "halted",       [PHASE_CODE] = "kernel_code",
+    [PHASE_LOOKUP] = "lookup",     [PHASE_TRANSLATE] = "translate", [PHASE_FILL] = "tlb_fill",
+    [PHASE_FLUSH] = "cache_flush", [PHASE_EVENT] = "interrupt",     [PHASE_PLATFORM] = "platform",
+    [PHASE_HELPER] = "helper",     [PHASE_NATIVE] = "native",
+};
+
+static const char *const site_names[SITE_KINDS] = {
+    [SITE_FAULT] = "fault",     [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",
+    [SITE_WRITE] = "tlb_write", [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross",
+    [SITE_LINK] = "link",       [SITE_POLL] = "poll",     [SITE_PAGE] = "page",
+};
+
+static const char *const return_names[] = {
+    [EXIT_HALTED] = "halted",     [EXIT_SLICE] = "slice", [EXIT_KICKED] = "kicked",
+    [EXIT_SHUTDOWN] = "shutdown", [EXIT_ERROR] = "error",
+};
+
+#define COUNT(member)                                      \
+	{                                                  \
+#member, offsetof(struct bt_stats, member) \
+	}
+static const struct {
+	const char *name;
+	size_t offset;
+} counts[] = {
+    COUNT(blocks),          COUNT(guest_insns),   COUNT(code_bytes),    COUNT(exits),
+    COUNT(lookups),         COUNT(links),         COUNT(tlb_misses),    COUNT(page_crossings),
+    COUNT(flushes),         COUNT(cache_flushes), COUNT(code_writes),   COUNT(invalidated_blocks),
+    COUNT(traces),          COUNT(trace_insns),   COUNT(samples),       COUNT(slot_flushes),
+    COUNT(unmerged_checks), COUNT(wide_checks),   COUNT(interp_insns),  COUNT(faults),
+    COUNT(interrupts),      COUNT(signals),       COUNT(mmio),          COUNT(unknown_insns),
+};
+
+_Static_assert(ZYDIS_MNEMONIC_MAX_VALUE < PHASE_MNEMONICS, "a mnemonic fits into a phase");
+_Static_assert(sizeof(((struct bt_stats *)0)->interp_by_mnemonic) ==
+		   PHASE_MNEMONICS * sizeof(uint64_t),
+	       "one table for all");
+
+void bt_sample(struct engine_machine *em, ns_t elapsed)
+{
+	struct bt_machine *m = (struct bt_machine *)em;
+	struct bt_times *t = &m->times;
+
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		const struct bt_vcpu *bv = m->vcpus[i];
+		uint32_t word = atomic_load_explicit(&bv->phase, memory_order_relaxed),
+			 phase = word & ((1u << PHASE_MNEMONIC_SHIFT) - 1);
+		uint32_t mnemonic = word >> PHASE_MNEMONIC_SHIFT & (PHASE_MNEMONICS - 1);
+
+		if (phase == PHASE_HELPER)
+			t->helper[mnemonic] += (uint64_t)elapsed;
+		else if (phase == PHASE_NATIVE)
+			t->native[mnemonic] += (uint64_t)elapsed;
+		else if (phase == PHASE_CODE &&
+			 (PEEK(bv->v.seg[SEG_SS].attr) >> SEG_ATTR_DPL_SHIFT & 3) == 3)
+			t->user_code += (uint64_t)elapsed;
+		else if (phase < PHASES)
+			t->phase[phase] += (uint64_t)elapsed;
+	}
+}
+
+static void put(struct counter_set *set, enum counter_kind kind, const char *group,
+		const char *name, uint64_t value)
+{
+	char full[COUNTER_NAME];
+
+	snprintf(full, sizeof(full), "bt.%s%s", group, name);
+	counter_set_put(set, full, kind, value);
+}
+
+/* What never happened has no counter. */
+static void put_by_mnemonic(struct counter_set *set, enum counter_kind kind, const char *group,
+			    const uint64_t *values)
+{
+	for (unsigned i = 0; i < PHASE_MNEMONICS; i++) {
+		uint64_t value = PEEK(values[i]);
+		const char *name = ZydisMnemonicGetString((ZydisMnemonic)i);
+
+		if (value)
+			put(set, kind, group, name && i ? name : "undecodable", value);
+	}
+}
+
+static void put_times(const struct bt_times *t, struct counter_set *set)
+{
+	put(set, COUNTER_TIME, "time.", "user_code", t->user_code);
+	for (unsigned i = 0; i < PHASES; i++)
+		if (i != PHASE_HELPER && i != PHASE_NATIVE)
+			put(set, COUNTER_TIME, "time.", phase_names[i], t->phase[i]);
+	put_by_mnemonic(set, COUNTER_TIME, "time.helper.", t->helper);
+	put_by_mnemonic(set, COUNTER_TIME, "time.native.", t->native);
+}
+
+static void put_cache(const struct bt_machine *m, struct counter_set *set)
+{
+	const uint8_t *hot_end = PEEK(m->hot_end);
+
+	put(set, COUNTER_GAUGE, "cache.", "blocks", PEEK(m->live_blocks));
+	put(set, COUNTER_GAUGE, "cache.", "links_and_exits", PEEK(m->nsites));
+	put(set, COUNTER_GAUGE, "cache.", "hot_bytes", (uint64_t)(PEEK(m->hot) - m->code));
+	put(set, COUNTER_GAUGE, "cache.", "hot_room", (uint64_t)(hot_end - m->code));
+	put(set, COUNTER_GAUGE, "cache.", "cold_bytes", (uint64_t)(PEEK(m->cold) - hot_end));
+	put(set, COUNTER_GAUGE, "cache.", "cold_room", (uint64_t)(m->cold_end - hot_end));
+}
+
+void bt_counters(struct engine_machine *em, struct counter_set *set)
+{
+	const struct bt_machine *m = (struct bt_machine *)em;
+	const struct bt_stats *st = &m->stats;
+
+	put_times(&m->times, set);
+	for (unsigned i = 0; i < ARRAY_SIZE(counts); i++)
+		put(set, COUNTER_COUNT, "", counts[i].name,
+		    PEEK(*(const uint64_t *)((const char *)st + counts[i].offset)));
+	put_cache(m, set);
+	for (unsigned i = 0; i < SITE_KINDS; i++)
+		if (site_names[i])
+			put(set, COUNTER_COUNT, "exits.", site_names[i], PEEK(st->exits_by[i]));
+	for (unsigned i = 0; i < ARRAY_SIZE(return_names); i++)
+		put(set, COUNTER_COUNT, "returns.", return_names[i], PEEK(st->returns_by[i]));
+	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown) && PEEK(st->unknown[i]); i++)
+		put(set, COUNTER_COUNT, "unknown.",
+		    st->unknown[i] == UNKNOWN_UNDECODABLE
+			? "undecodable"
+			: ZydisMnemonicGetString((ZydisMnemonic)st->unknown[i]),
+		    1);
+	put_by_mnemonic(set, COUNTER_COUNT, "interpreted.", st->interp_by_mnemonic);
+}
