@@ -416,9 +416,9 @@ static void misbehave(struct bt_vcpu *bv)
 	m->dev_count++;
 	if (m->dev & DEV_EAGER)
 		bv->trace_head = bv->v.rip;
-	if ((m->dev & DEV_FLUSH) && m->dev_count % 500 == 0)
+	if ((m->dev & DEV_FLUSH) && m->dev_count % 5000 == 0)
 		bt_cache_flush(m);
-	if ((m->dev & DEV_FORGET) && m->dev_count % 7 == 0) {
+	if ((m->dev & DEV_FORGET) && m->dev_count % 50 == 0) {
 		bt_space_flush_all(bv);
 		bt_space_select(bv);
 	}

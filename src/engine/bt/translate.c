@@ -869,6 +869,7 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 		put_link(t, i, (int)cc, target);
 		return;
 	}
+	bt_exit_thunk(t->m, FLAGS_MEM, t->pair); /* now: it goes where the following does */
 	e_jcc(&t->e, cc, t->m->cold);
 	hot = t->e.p;
 	t->e.p = t->m->cold;
@@ -1234,7 +1235,8 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
-	t->slots = t->user && !(m->dev & DEV_NO_SLOTS);
+	/* Kernel code, whose accesses are spread wide, is not worth it. */
+	t->slots = (t->user || (m->dev & DEV_EAGER)) && !(m->dev & DEV_NO_SLOTS);
 	if (bt_plan_path(&t->plan, m, t->user, path, n))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
