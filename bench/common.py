@@ -11,20 +11,18 @@ import sys
 KERNEL = "build/guest/vmlinuz"
 INITRD = "build/guest/initrd"
 PAGE = "docs/performance.md"
-KILL_AFTER = 300
 
 
 def takt_command(takt, append, *options, initrd=INITRD, memory=512):
     """The translator, also where there is KVM: bench/ compares translators."""
-    return ["timeout", "-s", "KILL", str(KILL_AFTER), takt, "run", "--engine", "bt", "--kernel", KERNEL, "--initrd",
-            initrd, "--memory", f"{memory}M", *options, "--append", append]
+    return [takt, "run", "--engine", "bt", "--kernel", KERNEL, "--initrd", initrd, "--memory", f"{memory}M", *options,
+            "--append", append]
 
 
 def qemu_command(append, *options, initrd=INITRD, memory=512):
-    return ["timeout", "-s", "KILL", str(KILL_AFTER), "qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg",
-            "-cpu", "max", "-m", str(memory), "-kernel", KERNEL, "-initrd", initrd, "-append",
-            f"console=ttyS0,115200n8r panic=-1 reboot=a {append}", "-nodefaults", "-no-user-config", "-nographic",
-            "-serial", "stdio", "-no-reboot", *options]
+    return ["qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max", "-m", str(memory),
+            "-kernel", KERNEL, "-initrd", initrd, "-append", f"console=ttyS0,115200n8r panic=-1 reboot=a {append}",
+            "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot", *options]
 
 
 def need_qemu():

@@ -184,12 +184,15 @@ static const struct {
     {"create-delete", files, 30000, NULL, false},
 };
 
+/* Some 6000 files and 56 MiB, in /tmp/trees and /tmp/trees.tar.  (By its path: busybox has a tar, too.) */
+#define TREES "set -e; rm -rf /tmp/trees*; mkdir /tmp/trees; for i in 1 2 3 4; do cp -r /usr/include /tmp/trees/$i; done"
+#define TAR                                                                                                    \
+	"/usr/bin/tar -c --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0700 -f /tmp/trees.tar" \
+	" -C /tmp trees"
+
 static const struct program commands[] = {
-    {"tar", "rm -rf /tmp/include; cp -r /usr/include /tmp/include",
-     "tar -c --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0700 -f /tmp/tree.tar -C /tmp include",
-     "/tmp/tree.tar", false},
-    {"untar", "tar -c --sort=name -f /tmp/tree.tar -C /usr include; rm -rf /tmp/include",
-     "tar -x -v -f /tmp/tree.tar -C /tmp", NULL, false},
+    {"tar", TREES, TAR, "/tmp/trees.tar", false},
+    {"untar", TREES "; " TAR "; rm -rf /tmp/trees", "tar -x -v -f /tmp/trees.tar -C /tmp", NULL, false},
     {"sh-500", NULL, "sh /bench/spawn.sh", NULL, true},
 };
 
