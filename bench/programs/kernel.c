@@ -185,14 +185,18 @@ static const struct {
 };
 
 /* Some 6000 files and 56 MiB, in /tmp/trees and /tmp/trees.tar.  (By its path: busybox has a tar, too.) */
-#define TREES "set -e; rm -rf /tmp/trees*; mkdir /tmp/trees; for i in 1 2 3 4; do cp -r /usr/include /tmp/trees/$i; done"
-#define TAR                                                                                                    \
-	"/usr/bin/tar -c --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0700 -f /tmp/trees.tar" \
+#define TREES                                                                                    \
+	"set -e; rm -rf /tmp/trees*; mkdir /tmp/trees; for i in 1 2 3 4; do cp -r /usr/include " \
+	"/tmp/trees/$i; done"
+#define TAR                                                                                       \
+	"/usr/bin/tar -c --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0700 " \
+	"-f /tmp/trees.tar"                                                                       \
 	" -C /tmp trees"
 
 static const struct program commands[] = {
     {"tar", TREES, TAR, "/tmp/trees.tar", false},
-    {"untar", TREES "; " TAR "; rm -rf /tmp/trees", "tar -x -v -f /tmp/trees.tar -C /tmp", NULL, false},
+    {"untar", TREES "; " TAR "; rm -rf /tmp/trees", "tar -x -v -f /tmp/trees.tar -C /tmp", NULL,
+     false},
     {"sh-500", NULL, "sh /bench/spawn.sh", NULL, true},
 };
 

@@ -30,7 +30,8 @@ static void spin(void)
 static void work(void)
 {
 	for (;;) {
-		char *p = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *p =
+		    mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		pid_t pid;
 
 		for (int i = 0; i < 16; i++)
@@ -187,9 +188,7 @@ static void put_sse(void)
 		put(0xf3);
 		put_rm(0, pick(2) ? 0x0f6f : 0x0f7f, a);
 		break;
-	default:
-		put(0x66);
-		put_rr(0, 0x0f00 | integer[pick(sizeof(integer))], a, b);
+	default: put(0x66); put_rr(0, 0x0f00 | integer[pick(sizeof(integer))], a, b);
 	}
 }
 
@@ -271,7 +270,8 @@ static unsigned put_function(void)
 
 static void cold_row(void)
 {
-	unsigned char *code = mmap(NULL, COLD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *code =
+	    mmap(NULL, COLD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	static unsigned char *functions[COLD_INSNS / 16], scratch[SCRATCH + 16];
 	unsigned count = 0, insns = 0;
 	double start;

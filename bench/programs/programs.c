@@ -27,8 +27,9 @@ static const struct program programs[] = {
     {"zstd", BINARY, "zstd -q -9 -c /tmp/in", NULL, false},
     {"xz", NULL, "xz -6 -c /usr/bin/openssl", NULL, false},
     {"python3", NULL, "python3 /bench/work.py", NULL, false},
-    {"sqlite3", NULL, "sqlite3 -init /bench/work.sql -batch /tmp/db .exit", NULL, false},
-    {"gcc", NULL, "gcc -O2 -c -x c -DSTB_SPRINTF_IMPLEMENTATION -o /tmp/o.o " STB "sprintf.h", "/tmp/o.o", false},
+    {"sqlite3", "rm -f /tmp/db", "sqlite3 -init /bench/work.sql -batch /tmp/db .exit", NULL, false},
+    {"gcc", NULL, "gcc -O2 -c -x c -DSTB_SPRINTF_IMPLEMENTATION -o /tmp/o.o " STB "sprintf.h",
+     "/tmp/o.o", false},
     {"gawk", TEXT, "gawk -f /bench/work.awk /tmp/text", NULL, false},
 };
 
@@ -94,9 +95,10 @@ double program_run(const struct program *program, uint64_t *result)
 static void rsa_row(void)
 {
 	static const struct program sign = {"openssl-rsa", BINARY,
-					    "openssl dgst -sha256 -sign /bench/key.pem /tmp/in", NULL, false};
-	static const struct program speed = {"openssl-rsa", NULL, "openssl speed -elapsed -seconds 1 -mr rsa2048", NULL,
-					     false};
+					    "openssl dgst -sha256 -sign /bench/key.pem /tmp/in",
+					    NULL, false};
+	static const struct program speed = {
+	    "openssl-rsa", NULL, "openssl speed -elapsed -seconds 1 -mr rsa2048", NULL, false};
 	uint64_t result, report_hash;
 	double a_second = 0;
 	char line[256];

@@ -80,7 +80,10 @@ int main(int argc, char **argv)
 		const char *name;
 		void (*run)(void);
 	} kinds[] = {
-	    {"user", user_rows}, {"programs", program_rows}, {"kernel", kernel_rows}, {"machine", machine_rows},
+	    {"user", user_rows},
+	    {"programs", program_rows},
+	    {"kernel", kernel_rows},
+	    {"machine", machine_rows},
 	};
 
 	if (argc < 2)

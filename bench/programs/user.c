@@ -159,15 +159,18 @@ static void sha256_block(uint32_t state[8], const uint32_t k[64], const unsigned
 	uint32_t w[64], s[8];
 
 	for (int i = 0; i < 16; i++)
-		w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
+		w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
+		       (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
 	for (int i = 16; i < 64; i++)
-		w[i] = w[i - 16] + (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) + w[i - 7] +
-		       (rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10);
+		w[i] = w[i - 16] + (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) +
+		       w[i - 7] + (rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10);
 	memcpy(s, state, sizeof(s));
 	for (int i = 0; i < 64; i++) {
 		uint32_t a = s[0], e = s[4];
-		uint32_t t = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
-		uint32_t u = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
+		uint32_t t = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +
+			     ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
+		uint32_t u = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) +
+			     ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
 
 		memmove(s + 1, s, 7 * sizeof(s[0]));
 		s[4] += t;
@@ -209,8 +212,9 @@ static const struct {
 	const char *name;
 	uint64_t (*fn)(void);
 } rows[] = {
-    {"sieve", sieve},         {"qsort", sort},         {"sha256", sha256},          {"matrix", matrix}, {"nbody", nbody}, {"chase", chase},
-    {"hashtable", hashtable}, {"bytecode", bytecode}, {"memcpy-strlen", copies}, {"fib", calls},
+    {"sieve", sieve},          {"qsort", sort},  {"sha256", sha256},       {"matrix", matrix},
+    {"nbody", nbody},          {"chase", chase}, {"hashtable", hashtable}, {"bytecode", bytecode},
+    {"memcpy-strlen", copies}, {"fib", calls},
 };
 
 void user_rows(void)
