@@ -19,8 +19,8 @@ def takt_command(takt, append, *options, initrd=INITRD, memory=512):
             "--append", append]
 
 
-def qemu_command(append, *options, initrd=INITRD, memory=512):
-    return ["qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max", "-m", str(memory),
+def qemu_command(append, *options, initrd=INITRD, memory=512, cpu="max"):
+    return ["qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", cpu, "-m", str(memory),
             "-kernel", KERNEL, "-initrd", initrd, "-append", f"console=ttyS0,115200n8r panic=-1 reboot=a {append}",
             "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot", *options]
 
