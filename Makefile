@@ -164,13 +164,17 @@ $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 $(GUEST)/initrd: scripts/make-initrd guest/init
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-initrd guest/init $(wildcard guest/tests/*)
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*)
 	scripts/make-initrd-full $@
+
+build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init
+	@mkdir -p $(@D)
+	scripts/make-initrd-bench $@
 
 run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 	$(BUILD)/takt run --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initrd --append quiet
 
-bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
+bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd
 	bench/boot $(BUILD)/takt
 	bench/rows $(BUILD)/takt
 

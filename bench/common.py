@@ -1,0 +1,56 @@
+"""What the scripts of bench/ share: the two machines' command lines, the page, the host."""
+import datetime
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+KERNEL = "build/guest/vmlinuz"
+INITRD = "build/guest/initrd"
+PAGE = "docs/performance.md"
+
+
+def takt_command(takt, append, *options, initrd=INITRD, memory=512):
+    """The translator, also where there is KVM: bench/ compares translators."""
+    return [takt, "run", "--engine", "bt", "--kernel", KERNEL, "--initrd", initrd, "--memory", f"{memory}M", *options,
+            "--append", append]
+
+
+def qemu_command(append, *options, initrd=INITRD, memory=512, cpu="max"):
+    return ["qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", cpu, "-m", str(memory),
+            "-kernel", KERNEL, "-initrd", initrd, "-append", f"console=ttyS0,115200n8r panic=-1 reboot=a {append}",
+            "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio", "-no-reboot", *options]
+
+
+def need_qemu():
+    if not shutil.which("qemu-system-x86_64"):
+        sys.exit("bench: QEMU is missing: scripts/setup --bench installs it")
+
+
+def geometric_mean(values):
+    return math.exp(sum(math.log(v) for v in values) / len(values))
+
+
+def measured(runs):
+    """The line that says when, of what and where a table was measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    version = "unknown"
+    if shutil.which("qemu-system-x86_64"):
+        said = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"version (\d+\.\d+)", said).group(1)
+    with open("/proc/cpuinfo") as cpuinfo:
+        name = re.search(r"model name\s*: (.*)", cpuinfo.read()).group(1)
+    return (f"Measured {datetime.date.today()} at {commit or 'an export'} against QEMU {version} on {name},"
+            f" {os.cpu_count()} processors, Linux {platform.release()}; {runs} run{'s' if runs > 1 else ''}, medians")
+
+
+def update_page(section, text):
+    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+    with open(PAGE) as page:
+        old = page.read()
+    head, rest = old.split(begin, 1)
+    with open(PAGE, "w") as page:
+        page.write(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
