@@ -145,7 +145,7 @@ struct bt_site {
 	uint8_t kind;
 	uint8_t user;
 	uint16_t size, limit; /* READ, WRITE: bytes accessed; 4096 - size */
-	int16_t misses; /* READ, WRITE: of its slot in a row, each soon after the one before; from -SLOT_MISSES up */
+	int16_t misses; /* READ, WRITE: of its slot, each soon after the one before; from -SLOT_MISSES up */
 	uint8_t pair, flags;  /* LINK: state at the exit */
 	uint8_t linked;
 	uint8_t merged;   /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
@@ -156,18 +156,18 @@ struct bt_site {
 	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
 	union {
 		uint64_t target; /* LINK, POLL: rip to go to */
-		struct { /* READ, WRITE: when its slot last missed, what is soon; low bits of the TSC */
-			uint32_t missed, soon;
+		struct { /* READ, WRITE: where its trace counts its passes; their number at the last miss */
+			uint32_t counter, missed;
 		};
 	};
 	uint32_t next_in;           /* LINK: next site linked to the same block */
 	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
-/* A slot that misses this often in a row, each time this soon (TSC) after the last, is not worth having: a miss
- * costs about a hundred.  (Where a trace has several copies of the instruction, it takes longer.) */
+/* A slot that misses this often in a row, each time within so many passes of its trace, costs more than it
+ * saves: a miss takes as long as twenty look-ups in the TLB. */
 #define SLOT_MISSES 64
-#define SLOT_SOON 300
+#define SLOT_PASSES 16
 
 enum flags_state { FLAGS_HOST, FLAGS_MEM };
 
@@ -246,7 +246,7 @@ static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
 
 #define MERGE_FAILURES 8
 #define HINT_BITS 16384u
-#define CANDIDATES 256u
+#define CANDIDATES 1024u
 
 #define BLOCK_HASH (1u << 15)
 #define BINDING_HASH (1u << 12)
@@ -356,7 +356,6 @@ struct bt_vcpu {
 	uint64_t trace_head;
 	const uint8_t *sample_pc;
 	uint64_t sample_period; /* ns */
-	bool at_head;           /* v.rip is where a loop or a function may begin */
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */

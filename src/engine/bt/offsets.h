@@ -18,15 +18,15 @@
 #define BT_REFILL 5134
 #define BT_SLOT_FILLS 5136
 #define BT_SLOT_LOG 5144
-#define BT_SLOTS 82176
+#define BT_SLOTS 88320
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8
 #define SITE_USER 19
 #define SITE_LIMIT 22
 #define SITE_MISSES 24
-#define SITE_MISSED 40
-#define SITE_SOON 44
+#define SITE_MISSED 44
+#define SITE_COUNTER 40
 #define SITE_AFTER_OFF 12
 #define SITE_MERGED 29
 /* struct tlb_entry */

@@ -198,15 +198,15 @@ static void dump_code(struct bt_perf *p, const uint8_t *start, const uint8_t *en
 
 static void name_block(const struct bt_perf *p, const struct bt_block *b, char *name)
 {
-	const char *symbol = NULL;
+	const char *symbol = NULL, *kind = b->trace ? "trace" : "guest";
 	uint64_t offset;
 
 	if (p->symbols && !b->user)
 		symbol = symbols_find(p->symbols, b->rip, &offset);
 	if (symbol)
-		snprintf(name, NAME_ROOM, "guest:%s+0x%llx", symbol, (unsigned long long)offset);
+		snprintf(name, NAME_ROOM, "%s:%s+0x%llx", kind, symbol, (unsigned long long)offset);
 	else
-		snprintf(name, NAME_ROOM, "guest:%s:0x%llx", b->user ? "user" : "kernel",
+		snprintf(name, NAME_ROOM, "%s:%s:0x%llx", kind, b->user ? "user" : "kernel",
 			 (unsigned long long)b->rip);
 }
 

@@ -36,7 +36,7 @@ AT(bt_site, after_off, SITE_AFTER_OFF);
 AT(bt_site, merged, SITE_MERGED);
 AT(bt_site, misses, SITE_MISSES);
 AT(bt_site, missed, SITE_MISSED);
-AT(bt_site, soon, SITE_SOON);
+AT(bt_site, counter, SITE_COUNTER);
 _Static_assert(SLOT_MISSES == 64, "runtime.S");
 AT(tlb_entry, read_tag, TLB_READ_TAG);
 AT(tlb_entry, write_tag, TLB_WRITE_TAG);
@@ -326,7 +326,6 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		m->stats.exits++;
 		if (bv->site == SITE_LOOKUP) {
 			m->stats.exits_by[SITE_LOOKUP]++;
-			bv->at_head = true;
 			return 0;
 		}
 		if (bv->site == SITE_FAULT) {
@@ -341,7 +340,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		generation = m->generation;
 		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
-		case SITE_POLL: bv->at_head = true; /* fall through */
+		case SITE_POLL:
 		case SITE_PAGE: v->rip = site.target; return 0;
 		case SITE_LINK:
 			pc = follow_link(bv, bv->site, &fault);
@@ -432,7 +431,6 @@ static int run_once(struct bt_vcpu *bv)
 	bool fault;
 	int rc;
 
-	bv->at_head = false;
 	bt_phase(bv, PHASE_LOOKUP);
 	if (bv->redispatch) {
 		unsigned mode = code_mode(v);
@@ -490,7 +488,6 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 	bv->redispatch = true;
 	bv->irq_wait = 1;
 	bv->fetch_gpa = GPA_NONE;
-	bv->at_head = false;
 	bt_trace_arm(bv);
 	for (bool ran = false;; ran = true) {
 		uint32_t bits = atomic_load_explicit(&v->attention, memory_order_relaxed);

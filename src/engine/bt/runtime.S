@@ -85,20 +85,17 @@ bt_exit_common:
 	cmpw SITE_LIMIT(%rax), %cx
 	ja 7f
 	movb $1, %gs:BT_REFILL /* REFILL_OFTEN */
-	movq %rax, %rcx
-	rdtsc
-	movl %eax, %edx
-	subl SITE_MISSED(%rcx), %edx
-	movl %eax, SITE_MISSED(%rcx)
-	cmpl SITE_SOON(%rcx), %edx
+	movl SITE_COUNTER(%rax), %ecx
+	movl %gs:BT_SLOTS(%rcx), %ecx
+	subl SITE_MISSED(%rax), %ecx
+	addl %ecx, SITE_MISSED(%rax)
+	cmpl $16, %ecx /* SLOT_PASSES */
 	ja 5f
-	incw SITE_MISSES(%rcx)
+	incw SITE_MISSES(%rax)
 	jz 9f
 	jmp 6f
-5:	movw $-64, SITE_MISSES(%rcx) /* -SLOT_MISSES */
-6:	movq %rcx, %rax
-	movl %gs:BT_SITE, %edx
-	shlq $4, %rdx
+5:	movw $-64, SITE_MISSES(%rax) /* -SLOT_MISSES */
+6:
 	testb $2, TLB_KIND(%rbx) /* TLB_USER */
 	jz 1f
 	movb $3, %gs:BT_REFILL /* REFILL_AC: what AC allows, the same code may not do without */

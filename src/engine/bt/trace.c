@@ -1,14 +1,16 @@
 /* Hot code: found by sampling, recorded by executing it once, translated as a trace.
  *
- * A timer of the vcpu's thread looks at what runs.  A place that shows up twice is worth a trace: from there
+ * A timer of the vcpu's thread looks at what runs.  A block that shows up twice is worth a trace: from there
  * the next instructions are interpreted and their addresses kept, up to where the path comes back to its
  * beginning, meets another trace, or would go round an inner loop.  A trace is one long block; where the
  * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.
  */
 #include "engine/bt/interp.h"
 
-#define PERIOD_MIN 400000ull /* ns */
-#define PERIOD_MAX 12800000ull
+/* Between samples, in ns: less while new code is hot, longer behind a trace, which takes 0.1 ms to make. */
+#define PERIOD_MIN 200000ull
+#define PERIOD_AFTER 500000ull
+#define PERIOD_MAX 5000000ull
 /* A short loop is unrolled up to this length. */
 #define UNROLL_MAX 64
 
@@ -23,7 +25,7 @@ void bt_trace_arm(struct bt_vcpu *bv)
 
 static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 {
-	uint64_t *c = &bv->candidate[(rip ^ rip >> 8) % CANDIDATES];
+	uint64_t *c = &bv->candidate[(rip ^ rip >> 10) % CANDIDATES];
 	bool seen = *c == rip;
 
 	*c = rip;
@@ -34,26 +36,22 @@ void bt_trace_sample(struct bt_vcpu *bv)
 {
 	struct bt_machine *m = bv->m;
 	struct bt_block *b = NULL;
-	uint64_t head = 0;
 
 	m->stats.samples++;
 	if (bv->sample_pc >= m->code && bv->sample_pc < m->hot)
 		b = bt_block_by_host(m, bv->sample_pc);
-	if (b && b->valid && !b->trace) {
-		if (bv->at_head && seen_before(bv, bv->v.rip)) {
-			head = bv->v.rip;
-		} else if (seen_before(bv, b->rip) && b->user == (x86_cpl(&bv->v) == 3)) {
-			/* Not where loops begin: wait until it is come by. */
-			head = b->rip;
-			bt_block_drop(m, b);
-			bt_blocks_drop(m, b->rip, b->gpa, b->user);
-		}
-		bv->trace_head = head;
-		bv->sample_period = PERIOD_MIN;
-	} else {
-		bv->sample_period = MIN(bv->sample_period * 2, PERIOD_MAX);
-	}
 	bv->sample_pc = NULL;
+	if (b && b->trace) {
+		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
+	} else if (b && b->valid) {
+		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);
+		if (seen_before(bv, b->rip)) {
+			/* The next time it is come by. */
+			bv->trace_head = b->rip;
+			bt_blocks_drop(m, b->rip, b->gpa, b->user);
+			bv->sample_period = PERIOD_AFTER;
+		}
+	}
 	bt_world(bv);
 	bt_trace_arm(bv);
 }

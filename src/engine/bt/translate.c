@@ -44,6 +44,7 @@ struct trans {
 	struct bt_block *b;
 	struct emit e;
 	bool user, slots; /* slots: checks have them, if they are not to be wide */
+	uint32_t counter; /* of the trace's passes: offset into `slots` */
 	bool polled;      /* a trace has looked for attention on its way */
 	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
 	uint8_t pair;
@@ -240,17 +241,6 @@ static void put_address(struct trans *t, const struct step *s, unsigned dst)
 			 GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
 }
 
-/* How many copies of the instruction of step i in the trace have a check. */
-static unsigned copies_of(const struct plan *p, unsigned i)
-{
-	unsigned n = 0;
-
-	for (unsigned k = 0; k < p->n; k++)
-		n += p->step[k].rip == p->step[i].rip &&
-		     (p->step[k].access[ACCESS_MEM].span || p->step[k].access[ACCESS_STACK].span);
-	return n;
-}
-
 /* The failed check at `rel`, which covers `size` bytes. */
 static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bool write, bool slotted,
 				  const uint8_t *retry, uint8_t *rel, uint32_t *n)
@@ -260,7 +250,7 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->size = (uint16_t)size;
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
-	site->soon = slotted ? SLOT_SOON * copies_of(&t->plan, i) : 0;
+	site->counter = t->counter;
 	site->user = t->user;
 	site->slotted = slotted;
 	site->host_off = (uint32_t)(retry - t->m->code);
@@ -1138,6 +1128,25 @@ struct trans *bt_trans_create(void)
 	return calloc(1, sizeof(struct trans));
 }
 
+/* Counts the passes of a trace in the slot of a site made for that. */
+static void put_counter(struct trans *t)
+{
+	unsigned t1 = t1_of(t);
+	struct bt_site *site;
+	uint32_t n;
+
+	site = new_site(t, SITE_POLL, 0, &n);
+	site->target = t->b->rip;
+	t->counter = n * (uint32_t)sizeof(struct bt_slot);
+	if (!t->host_ok || !t->plan.step[0].live) {
+		e_gs(&t->e, 0xff, 0, false, slot_offset(n)); /* inc dword */
+		return;
+	}
+	e_gs(&t->e, 0x8b, t1, false, slot_offset(n));
+	e_lea(&t->e, t1, t1, 1);
+	e_gs(&t->e, 0x89, t1, false, slot_offset(n));
+}
+
 /* Emits the plan for an entry state; from the same place if it is not the first time. */
 static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 {
@@ -1169,6 +1178,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
 		put_crossing_guard(t);
+	if (t->slots)
+		put_counter(t);
 	for (unsigned i = 0; i < t->plan.n; i++)
 		put_step(t, i);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
