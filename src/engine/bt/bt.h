@@ -248,7 +248,7 @@ static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
 #define HINT_BITS 16384u
 #define CANDIDATES 1024u
 
-#define BLOCK_HASH (1u << 15)
+#define BLOCK_HASH (1u << 17)
 #define BINDING_HASH (1u << 12)
 
 /* Developer's switches: TAKT_BT=name,name… in the environment (docs/translator.md). */

@@ -95,6 +95,8 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 		if (!far && in->op[0].type != OP_FAR)
 			return S_JMP;
 		break;
+	case ZYDIS_MNEMONIC_JECXZ:
+	case ZYDIS_MNEMONIC_JRCXZ: return S_JRCXZ;
 	case ZYDIS_MNEMONIC_RET:
 		if (in->bytes[in->opcode_off] < 0xc8)
 			return S_RET;
@@ -170,7 +172,8 @@ static bool ignores_flags(const struct insn *in, enum shape shape)
 static void note_leaving(struct step *s)
 {
 	if (!ignores_flags(&s->in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
-	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JCC)
+	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JRCXZ ||
+	    s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 }
 
@@ -186,6 +189,8 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 		s->use |= 1u << GPR_RBP;
 	if (s->shape == S_RDTSC)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
+	if (s->shape == S_JRCXZ)
+		s->use |= 1u << GPR_RCX;
 	if (s->shape >=
 	    S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
@@ -497,7 +502,7 @@ int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, ui
 		s->off = (uint16_t)at;
 		at += s->in.len;
 		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
-		    s->shape == S_JCC || s->shape == S_INTERP_END) {
+		    s->shape == S_JRCXZ || s->shape == S_JCC || s->shape == S_INTERP_END) {
 			p->n++;
 			break;
 		}
@@ -524,6 +529,9 @@ static bool follows(struct step *s, bool first, uint64_t to)
 	switch (s->shape) {
 	case S_INTERP_END: return false;
 	case S_JCC: s->follow = to; return to == next || to == next + s->in.imm;
+	case S_JRCXZ:
+		s->follow = to;
+		return to == next ? next + s->in.imm > s->rip : to == next + s->in.imm;
 	case S_JMP:
 	case S_CALL:
 		s->follow = to;
@@ -531,8 +539,10 @@ static bool follows(struct step *s, bool first, uint64_t to)
 			s->read = 0; /* (what does not leave here needs no flags) */
 			return to == next + s->in.imm;
 		}
-		/* If it goes elsewhere, a block that begins here takes over.  Jump tables go everywhere. */
-		return !first && (s->in.op[0].type == OP_GPR || s->in.mem_index == GPR_NONE);
+		/* If it goes elsewhere, a block that begins here takes over.  Jumps by a register or a table are
+		 * those of interpreters and go everywhere. */
+		return !first && s->in.mem_index == GPR_NONE &&
+		       (s->shape == S_CALL || s->in.op[0].type == OP_MEM);
 	case S_RET: s->follow = to; return !first;
 	default: return to == next;
 	}

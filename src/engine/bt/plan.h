@@ -19,6 +19,7 @@ enum shape {
 	S_CALL,
 	S_RET,
 	S_JMP,
+	S_JRCXZ,
 	S_JCC,
 	S_CLI,
 	S_STI,

@@ -67,8 +67,6 @@ static struct bt_site *new_site(struct trans *t, enum site_kind kind, unsigned i
 	s->guest_off = t->plan.step[i].off;
 	s->pair = t->pair;
 	*n = t->m->nsites++;
-	for (unsigned k = 0; k < t->m->nvcpus; k++)
-		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
 	return s;
 }
 
@@ -251,6 +249,8 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
 	site->counter = t->counter;
+	for (unsigned k = 0; k < t->m->nvcpus && slotted; k++)
+		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
 	site->user = t->user;
 	site->slotted = slotted;
 	site->host_off = (uint32_t)(retry - t->m->code);
@@ -936,6 +936,35 @@ static void put_followed(struct trans *t, unsigned i)
 	}
 }
 
+/* JRCXZ over `over` bytes.  No flags. */
+static void put_rcx_jump(struct trans *t, unsigned i, unsigned over)
+{
+	if (t->plan.step[i].in.addrsize == 4)
+		e8(&t->e, 0x67);
+	e8(&t->e, 0xe3);
+	e8(&t->e, over);
+}
+
+static void put_jrcxz(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	uint64_t next = s->rip + s->in.len, target = next + s->in.imm;
+
+	if (s->follow == next) {
+		put_rcx_jump(t, i, 2);
+		e8(&t->e, 0xeb); /* jmp over the way out */
+		e8(&t->e, 5);
+		put_link(t, i, -1, target);
+		return;
+	}
+	put_rcx_jump(t, i, 5);
+	put_link(t, i, -1, next);
+	if (!s->follow)
+		put_direct(t, i, target);
+	else if (target <= s->rip)
+		put_trace_poll(t, i, t->plan.step[i + 1].live, target);
+}
+
 static void put_sti(struct trans *t, unsigned i)
 {
 	struct bt_site *site;
@@ -1093,7 +1122,7 @@ static void put_step(struct trans *t, unsigned i)
 	note_map(t, i);
 	if (s->shape > S_LEAVE && !s->follow)
 		t->held[0] = t->held[1] = 0;
-	if (s->follow) {
+	if (s->follow && s->shape != S_JRCXZ) {
 		put_followed(t, i);
 		return;
 	}
@@ -1108,6 +1137,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_CALL: put_call(t, i); break;
 	case S_RET: put_ret(t, i); break;
 	case S_JMP: put_jump(t, i); break;
+	case S_JRCXZ: put_jrcxz(t, i); break;
 	case S_JCC: put_conditional(t, i); break;
 	case S_CLI: e_store_gs_imm32(&t->e, GS_OFFSET(if_flag), 0); break;
 	case S_STI: put_sti(t, i); break;
