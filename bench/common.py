@@ -15,7 +15,7 @@ PAGE = "docs/performance.md"
 
 def takt_command(takt, append, *options, initrd=INITRD, memory=512):
     """The translator, also where there is KVM: bench/ compares translators."""
-    return [takt, "run", "--engine", "bt", "--kernel", KERNEL, "--initrd", initrd, "--memory", f"{memory}M", *options,
+    return [takt, "run", "--engine", "bt", "--cpu", "max", "--kernel", KERNEL, "--initrd", initrd, "--memory", f"{memory}M", *options,
             "--append", append]
 
 

@@ -51,7 +51,7 @@ struct bt_slot {
 /* Filled since the last flush: those of user code, those of kernel code. */
 #define SLOT_LOG 8192
 
-#define JUMP_ENTRIES 4096
+#define JUMP_ENTRIES 16384
 #define JUMP_INVALID 1ull /* with host = the lookup exit */
 
 struct jump_entry {
@@ -152,6 +152,7 @@ struct bt_site {
 	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
 	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
 	uint8_t plain;    /* LINK: not to a trace */
+	uint8_t busy;     /* READ, WRITE: the first scratch register has the address */
 	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
 	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
 	union {
@@ -160,7 +161,10 @@ struct bt_site {
 			uint32_t counter, missed;
 		};
 	};
-	uint32_t next_in;           /* LINK: next site linked to the same block */
+	union {
+		uint32_t next_in; /* LINK: next site linked to the same block */
+		uint32_t rel_off; /* READ, WRITE: of the jump for failure */
+	};
 	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
@@ -443,8 +447,8 @@ void bt_block_drop(struct bt_machine *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
-/* Drops the block of a check, to be made anew with a hint on the check's instruction. */
-void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints);
+/* A hint on the instruction of a check, for when it is translated again. */
+void bt_hint(const struct bt_site *site, uint64_t *hints);
 static inline unsigned hint_index(gpa_t gpa)
 {
 	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 50) & (HINT_BITS - 1);
@@ -472,6 +476,9 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 
 /* Makes a trace along `path`, which takes the place of the blocks at its beginning.  NULL: impossible. */
 struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n);
+
+/* Makes a check look into the TLB instead of its slot. */
+void bt_widen(struct bt_machine *m, uint32_t site);
 
 /* trace.c: hot code */
 void bt_trace_arm(struct bt_vcpu *bv);    /* the vcpu begins to run */

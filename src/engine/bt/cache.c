@@ -400,14 +400,11 @@ void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
 		bt_block_drop(m, b);
 }
 
-void bt_block_hint(struct bt_machine *m, const struct bt_site *site, uint64_t *hints)
+void bt_hint(const struct bt_site *site, uint64_t *hints)
 {
-	struct bt_block *b = site->block;
-	unsigned bit = hint_index(bt_block_gpa(b, site->guest_off));
+	unsigned bit = hint_index(bt_block_gpa(site->block, site->guest_off));
 
 	hints[bit / 64] |= 1ull << bit % 64;
-	if (b->valid)
-		bt_block_drop(m, b);
 }
 
 /* --- bindings and links --- */

@@ -202,16 +202,13 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	user = (*binding)->user;
 	gpa = (*binding)->gpa | (v->rip & GUEST_PAGE_MASK);
 	b = bt_block_find(m, v->rip, gpa, user, pair, flags, plain);
-	if (!b && pair != PAIR_CANONICAL) {
+	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
 		unsigned count;
+		struct bt_block *any = bt_block_any(m, v->rip, gpa, user, &count);
 
-		/* Few versions of a block: the rest converts to the canonical entry. */
-		bt_block_any(m, v->rip, gpa, user, &count);
-		if (count >= 4) {
-			pair = PAIR_CANONICAL;
-			flags = FLAGS_MEM;
-			b = bt_block_find(m, v->rip, gpa, user, pair, flags, plain);
-		}
+		/* Few versions of a block: converting is cheap, and what is hot becomes a trace. */
+		if (any && (any->flags == flags || !any->flags_in || count >= 2))
+			b = any;
 	}
 	if (b)
 		return b;
@@ -294,14 +291,20 @@ static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
 /* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
+	uint64_t generation = bv->m->generation;
+
 	if (bv->refill == REFILL_FULL) {
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	record_again(bv, site->block);
-	bt_block_hint(bv->m, site, bv->m->wide);
+	bt_hint(site, bv->m->wide);
+	bt_cache_reserve(bv->m);
+	if (generation != bv->m->generation || !site->block->valid)
+		return NULL;
+	bt_world(bv);
+	bt_widen(bv->m, bv->site);
 	bv->m->stats.wide_checks++;
-	return NULL;
+	return bv->m->code + site->host_off;
 }
 
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
@@ -371,15 +374,16 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 					continue;
 				}
 			}
-			if (site.merged && site.slotted &&
+			if (site.merged && site.after_off &&
 			    (bv->arg & GUEST_PAGE_MASK) + site.size > GUEST_PAGE_SIZE) {
 				pc = m->code + site.after_off;
 				continue;
 			}
 			if (site.merged && b->valid &&
 			    ++m->sites[bv->site].failures >= MERGE_FAILURES) {
+				bt_hint(&site, m->alone);
 				record_again(bv, b);
-				bt_block_hint(m, &site, m->alone);
+				bt_block_drop(m, b);
 				m->stats.unmerged_checks++;
 			}
 			break;

@@ -249,6 +249,7 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
 	site->counter = t->counter;
+	site->rel_off = (uint32_t)(rel - t->m->code);
 	for (unsigned k = 0; k < t->m->nvcpus && slotted; k++)
 		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
 	site->user = t->user;
@@ -259,13 +260,30 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	return site;
 }
 
-static uint8_t *put_compare(struct trans *t, unsigned reg, unsigned size)
+static uint8_t *put_compare(struct emit *e, unsigned reg, unsigned size)
 {
-	e8(&t->e, 0x48 | (reg >= 8));
-	e8(&t->e, 0x81); /* cmp reg, 4096 - size */
-	e8(&t->e, 0xf8 | (reg & 7));
-	e32(&t->e, GUEST_PAGE_SIZE - size);
-	return e_jcc(&t->e, CC_A, t->e.p);
+	e8(e, 0x48 | (reg >= 8));
+	e8(e, 0x81); /* cmp reg, 4096 - size */
+	e8(e, 0xf8 | (reg & 7));
+	e32(e, GUEST_PAGE_SIZE - size);
+	return e_jcc(e, CC_A, e->p);
+}
+
+/* entry = address of the TLB entry for `address`. */
+static void put_tlb_entry(struct emit *e, unsigned entry, unsigned address)
+{
+	e_mov32(e, entry, address);
+	if (entry >= 8)
+		e8(e, 0x41);
+	e8(e, 0xc1); /* shr entry, 7 */
+	e8(e, 0xe8 | (entry & 7));
+	e8(e, 7);
+	if (entry >= 8)
+		e8(e, 0x41);
+	e8(e, 0x81); /* and entry, mask */
+	e8(e, 0xe0 | (entry & 7));
+	e32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
+	e_add_gs(e, entry, GS_OFFSET(space));
 }
 
 /* t0 = guest-virtual address: t1 = its TLB entry; t0 += the entry's tag; checks that.  Returns the site. */
@@ -277,28 +295,17 @@ static uint32_t put_tlb_check(struct trans *t, unsigned i, unsigned size, bool w
 	uint8_t *rel;
 	uint32_t n;
 
-	e_mov32(e, b, a);
-	if (b >= 8)
-		e8(e, 0x41);
-	e8(e, 0xc1); /* shr b, 7 */
-	e8(e, 0xe8 | (b & 7));
-	e8(e, 7);
-	if (b >= 8)
-		e8(e, 0x41);
-	e8(e, 0x81); /* and b, mask */
-	e8(e, 0xe0 | (b & 7));
-	e32(e, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
-	e_add_gs(e, b, GS_OFFSET(space));
+	put_tlb_entry(e, b, a);
 	e_mem(e, 0x03, a, b, GPR_NONE, 1,
 	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag),
 	      true);
-	rel = put_compare(t, a, size);
+	rel = put_compare(e, a, size);
 	check_site(t, i, size, write, false, retry, rel, &n);
 	return n;
 }
 
 _Static_assert(sizeof(struct tlb_entry) == 32 && GUEST_PAGE_SHIFT == 12,
-	       "put_tlb_check shifts by 12 - 5");
+	       "put_tlb_entry shifts by 12 - 5");
 
 static uint32_t slot_offset(uint32_t n)
 {
@@ -396,16 +403,55 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 		e_lea(&t->e, t1, at.base, at.disp + a->low);
 		a->site = n = t->m->nsites;
 		e_add_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
-		rel = put_compare(t, t1, a->span);
-		check_site(t, i, a->span, a->write, true, retry, rel, &n);
+		rel = put_compare(&t->e, t1, a->span);
+		check_site(t, i, a->span, a->write, true, retry, rel, &n)->busy = at.base == t0;
 		e_load_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
 		t->held[1] = n;
 	}
 	site = &t->m->sites[n];
 	site->merged = a->leads;
-	if (a->leads && site->slotted)
+	if (a->leads && t->plan.trace)
 		site->after_off = put_way_around(t, i);
 	return mem;
+}
+
+/* The check with a slot is
+ *
+ *	lea t1 ; add t1, gs:[slot.tag] ; cmp t1 ; ja ; mov t1, gs:[slot.addend]
+ *
+ * The add becomes a jump to code that finds the addend in the TLB, and comes back behind the last. */
+#define SLOT_ADD_BYTES 9
+#define SLOT_TEST_BYTES (7 + 2) /* up to the displacement of the jump */
+
+void bt_widen(struct bt_machine *m, uint32_t n)
+{
+	struct bt_site *site = &m->sites[n];
+	uint8_t *rel = m->code + site->rel_off, *add = rel - SLOT_TEST_BYTES - SLOT_ADD_BYTES, *miss;
+	uint32_t tag = site->kind == SITE_WRITE ? offsetof(struct tlb_entry, write_tag)
+						: offsetof(struct tlb_entry, read_tag);
+	const uint8_t *leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
+	unsigned a = site->pair >> 4, b = site->pair & 15;
+	struct emit jump = {add}, e = {m->cold};
+
+	e_jmp(&jump, m->cold);
+	if (site->busy)
+		e_store_gs(&e, GS_OFFSET(spill), a);
+	put_tlb_entry(&e, a, b);
+	e_mem(&e, 0x03, b, a, GPR_NONE, 1, (int32_t)tag, true);
+	miss = put_compare(&e, b, site->size);
+	e_load(&e, b, a, (int32_t)tag);
+	e_mem(&e, 0x03, b, a, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
+	e_store_gs(&e, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend), b);
+	if (site->busy)
+		e_load_gs(&e, a, GS_OFFSET(spill));
+	e_jmp(&e, rel + 4 + SLOT_ADD_BYTES);
+	e_patch(miss, e.p);
+	e_mem(&e, 0x2b, b, a, GPR_NONE, 1, (int32_t)tag, true);
+	e_store_gs(&e, GS_OFFSET(arg), b);
+	e_store_gs_imm32(&e, GS_OFFSET(site), n);
+	e_jmp(&e, leave);
+	m->cold = e.p;
+	site->slotted = 0;
 }
 
 /* The way on behind instruction i, whose access `which` failed and was interpreted. */
