@@ -171,7 +171,7 @@ struct bt_site {
 /* A slot that misses this often in a row, each time within so many passes of its trace, costs more than it
  * saves: a miss takes as long as twenty look-ups in the TLB. */
 #define SLOT_MISSES 64
-#define SLOT_PASSES 16
+#define SLOT_PASSES 6
 
 enum flags_state { FLAGS_HOST, FLAGS_MEM };
 
@@ -194,6 +194,7 @@ struct bt_block {
 	uint16_t guest_len;
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t user, pair, flags, valid, trace;
+	uint32_t widened;     /* a trace: samples taken when a check was last widened, 0: none was */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	const uint8_t *entry; /* for the canonical state */
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */

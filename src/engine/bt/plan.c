@@ -541,8 +541,7 @@ static bool follows(struct step *s, bool first, uint64_t to)
 		}
 		/* If it goes elsewhere, a block that begins here takes over.  Jumps by a register or a table are
 		 * those of interpreters and go everywhere. */
-		return !first && s->in.mem_index == GPR_NONE &&
-		       (s->shape == S_CALL || s->in.op[0].type == OP_MEM);
+		return !first && (s->in.op[0].type == OP_GPR || s->in.mem_index == GPR_NONE);
 	case S_RET: s->follow = to; return !first;
 	default: return to == next;
 	}

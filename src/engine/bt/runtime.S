@@ -89,7 +89,7 @@ bt_exit_common:
 	movl %gs:BT_SLOTS(%rcx), %ecx
 	subl SITE_MISSED(%rax), %ecx
 	addl %ecx, SITE_MISSED(%rax)
-	cmpl $16, %ecx /* SLOT_PASSES */
+	cmpl $6, %ecx /* SLOT_PASSES */
 	ja 5f
 	incw SITE_MISSES(%rax)
 	jz 9f

@@ -11,6 +11,8 @@
 #define PERIOD_MIN 200000ull
 #define PERIOD_AFTER 500000ull
 #define PERIOD_MAX 5000000ull
+/* Samples without news of its checks after which a trace is made anew. */
+#define SETTLED 4
 /* A short loop is unrolled up to this length. */
 #define UNROLL_MAX 64
 
@@ -41,7 +43,12 @@ void bt_trace_sample(struct bt_vcpu *bv)
 	if (bv->sample_pc >= m->code && bv->sample_pc < m->hot)
 		b = bt_block_by_host(m, bv->sample_pc);
 	bv->sample_pc = NULL;
-	if (b && b->trace) {
+	if (b && b->trace && b->valid && b->widened && m->stats.samples - b->widened >= SETTLED) {
+		/* Its checks are known by now: once more, without detours. */
+		bv->trace_head = b->rip;
+		bt_block_drop(m, b);
+		bv->sample_period = PERIOD_AFTER;
+	} else if (b && b->trace) {
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
 	} else if (b && b->valid) {
 		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);

@@ -441,7 +441,8 @@ void bt_widen(struct bt_machine *m, uint32_t n)
 	miss = put_compare(&e, b, site->size);
 	e_load(&e, b, a, (int32_t)tag);
 	e_mem(&e, 0x03, b, a, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
-	e_store_gs(&e, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend), b);
+	if (site->merged)
+		e_store_gs(&e, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend), b);
 	if (site->busy)
 		e_load_gs(&e, a, GS_OFFSET(spill));
 	e_jmp(&e, rel + 4 + SLOT_ADD_BYTES);
@@ -452,6 +453,7 @@ void bt_widen(struct bt_machine *m, uint32_t n)
 	e_jmp(&e, leave);
 	m->cold = e.p;
 	site->slotted = 0;
+	site->block->widened = (uint32_t)m->stats.samples;
 }
 
 /* The way on behind instruction i, whose access `which` failed and was interpreted. */
@@ -882,7 +884,7 @@ static void put_trace_poll(struct trans *t, unsigned i, unsigned live, uint64_t 
 	t->polled = true;
 }
 
-/* The target of step i in t0 or a register of the guest's: on if it is what the trace expects; else a block
+/* The target of call i in t0 or a register of the guest's: on if it is what the trace expects; else a block
  * that begins here does it again.  All flags are in memory. */
 static void put_expect(struct trans *t, unsigned i, unsigned reg)
 {
@@ -918,6 +920,28 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 	t->mem_ok = mem_ok;
 	t->held[0] = held[0];
 	t->held[1] = held[1];
+}
+
+/* The same for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with. */
+static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned popped)
+{
+	unsigned pair = t->pair;
+	uint8_t *hot;
+
+	e_mov_imm(&t->e, t1_of(t), t->plan.step[i].follow);
+	e_rr(&t->e, 0x39, reg, t1_of(t), true);
+	t->held[0] = t->held[1] = 0;
+	e_jcc(&t->e, CC_NE, t->m->cold);
+	hot = t->e.p;
+	t->e.p = t->m->cold;
+	if (popped)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	put_indirect(t, reg);
+	t->pair = (uint8_t)pair;
+	t->m->cold = t->e.p;
+	t->e.p = hot;
+	if (popped)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
 }
 
 /* A branch inside a trace. */
@@ -960,17 +984,17 @@ static void put_followed(struct trans *t, unsigned i)
 	if (s->shape == S_RET) {
 		extra = in->nops && in->op[0].type == OP_IMM ? (unsigned)(in->imm & 0xffff) : 0;
 		put_load(t, a, put_stack_access(t, i, GPR_RSP, 0, retry));
-		put_expect(t, i, a);
-		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)(8 + extra));
+		put_expect_or_go(t, i, a, 8 + extra);
 		return;
 	}
-	if (in->op[0].type == OP_GPR) {
+	if (in->op[0].type == OP_GPR)
 		a = in->op[0].reg;
-	} else {
+	else
 		put_load(t, a, put_mem_access(t, i, retry));
-	}
-	put_expect(t, i, a);
-	if (s->shape == S_CALL) {
+	if (s->shape == S_JMP) {
+		put_expect_or_go(t, i, a, 0);
+	} else {
+		put_expect(t, i, a);
 		mem = put_stack_access(t, i, GPR_RSP, -8, retry);
 		if (s->access[ACCESS_STACK].span)
 			t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
