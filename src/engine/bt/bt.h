@@ -82,7 +82,9 @@ static inline unsigned jump_index(uint64_t rip)
 enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
 struct bt_space {
-	struct tlb_entry tlb[TLB_ENTRIES];
+	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
+	 * runtime.S and bt_space_fill bring it back. */
+	struct tlb_entry tlb[TLB_ENTRIES], second[TLB_ENTRIES];
 	struct jump_cache jump;     /* of a user space */
 	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
@@ -385,7 +387,8 @@ static inline struct bt_vcpu *bt_of(struct vcpu *v)
 
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
-extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[];
+extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[], bt_miss_read[],
+    bt_miss_write[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 

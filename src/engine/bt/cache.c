@@ -170,6 +170,18 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 	return m->exit_thunk[flags][pair];
 }
 
+/* To a routine of runtime.S, which may go on to `leave`. */
+static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave, const char *to)
+{
+	e_mov_imm(e, scratch, (uint64_t)leave);
+	e_store_gs(e, GS_OFFSET(leave), scratch);
+	e_mov_imm(e, scratch, (uint64_t)to);
+	if (scratch >= 8)
+		e8(e, 0x41);
+	e8(e, 0xff); /* jmp scratch */
+	e8(e, 0xe0 | (scratch & 7));
+}
+
 /* Entered from a failed check: a holds tag + address, b the TLB entry. */
 const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 {
@@ -183,7 +195,7 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 	m->miss_thunk[write][pair] = e.p = m->cold;
 	e_mem(&e, 0x2b, a, b, GPR_NONE, 1, write ? offsetof(struct tlb_entry, write_tag) : 0, true);
 	e_store_gs(&e, GS_OFFSET(arg), a);
-	e_jmp(&e, leave);
+	put_far_jump(&e, b, leave, write ? bt_miss_write : bt_miss_read);
 	m->cold = e.p;
 	bt_perf_note(m, PERF_MISS, m->miss_thunk[write][pair]);
 	return m->miss_thunk[write][pair];
@@ -201,13 +213,7 @@ const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair)
 	leave = bt_exit_thunk(m, FLAGS_MEM, pair);
 	m->refill_thunk[write][pair] = e.p = m->cold;
 	e_store_gs(&e, GS_OFFSET(arg), b);
-	e_mov_imm(&e, b, (uint64_t)leave);
-	e_store_gs(&e, GS_OFFSET(leave), b);
-	e_mov_imm(&e, b, (uint64_t)(write ? bt_refill_write : bt_refill_read));
-	if (b >= 8)
-		e8(&e, 0x41);
-	e8(&e, 0xff); /* jmp b */
-	e8(&e, 0xe0 | (b & 7));
+	put_far_jump(&e, b, leave, write ? bt_refill_write : bt_refill_read);
 	m->cold = e.p;
 	return m->refill_thunk[write][pair];
 }

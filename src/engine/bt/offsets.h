@@ -29,6 +29,7 @@
 #define SITE_COUNTER 40
 #define SITE_AFTER_OFF 12
 #define SITE_MERGED 29
+#define SITE_NO_RETRY 31
 /* struct tlb_entry */
 #define TLB_READ_TAG 0
 #define TLB_WRITE_TAG 8

@@ -35,6 +35,9 @@ AT(bt_site, limit, SITE_LIMIT);
 AT(bt_site, after_off, SITE_AFTER_OFF);
 AT(bt_site, merged, SITE_MERGED);
 AT(bt_site, misses, SITE_MISSES);
+AT(bt_site, no_retry, SITE_NO_RETRY);
+AT(bt_space, second, 4096 << 5);
+
 AT(bt_site, missed, SITE_MISSED);
 AT(bt_site, counter, SITE_COUNTER);
 _Static_assert(SLOT_MISSES == 64, "runtime.S");

@@ -9,6 +9,8 @@
  */
 #include "engine/bt/offsets.h"
 
+#define SECOND (4096 << 5) /* from a TLB entry to that of the second row */
+
 	.text
 	.globl bt_enter, bt_exit_common, bt_xsave, bt_xrstor, bt_vec_reset, bt_xstate_op, bt_xinuse
 	.globl bt_xstate_begin, bt_xstate_end, bt_xstate_failed
@@ -138,6 +140,49 @@ bt_exit_common:
 	movq %gs:BT_SAVE + 24, %rbx
 	jmp *%gs:BT_LEAVE
 	.endm
+
+/* In: gs:BT_ARG = address, gs:BT_SITE, gs:BT_LEAVE.  Flags are dead.  A check found the wrong page in the TLB: it
+ * may be in the second row. */
+	.macro MISS name, tag
+	.globl \name
+	.balign 64
+\name:
+	movq %rax, %gs:BT_SAVE
+	movq %rcx, %gs:BT_SAVE + 8
+	movq %rdx, %gs:BT_SAVE + 16
+	movq %gs:BT_ARG, %rcx
+	movl %ecx, %edx
+	shrl $12 - 5, %edx
+	andl $(4096 - 1) << 5, %edx
+	addq %gs:BT_SPACE, %rdx
+	movq %rcx, %rax
+	addq SECOND + \tag(%rdx), %rax
+	cmpq $4095, %rax
+	ja 9f
+	movl %gs:BT_SITE, %ecx
+	shlq $SITE_SHIFT, %rcx
+	addq %gs:BT_SITES, %rcx
+	cmpw SITE_LIMIT(%rcx), %ax
+	ja 9f
+	cmpb $0, SITE_NO_RETRY(%rcx)
+	jne 9f
+	movl SITE_HOST_OFF(%rcx), %eax
+	addq %gs:BT_CODE, %rax
+	movq %rax, %gs:BT_LEAVE
+	.irp off, 0, 8, 16, 24
+	movq \off(%rdx), %rax
+	movq SECOND + \off(%rdx), %rcx
+	movq %rcx, \off(%rdx)
+	movq %rax, SECOND + \off(%rdx)
+	.endr
+9:	movq %gs:BT_SAVE, %rax
+	movq %gs:BT_SAVE + 8, %rcx
+	movq %gs:BT_SAVE + 16, %rdx
+	jmp *%gs:BT_LEAVE
+	.endm
+
+	MISS bt_miss_read, TLB_READ_TAG
+	MISS bt_miss_write, TLB_WRITE_TAG
 
 	REFILL bt_refill_read, TLB_READ_TAG
 	REFILL bt_refill_write, TLB_WRITE_TAG

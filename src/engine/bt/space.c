@@ -16,6 +16,7 @@
 static void tlb_clear(struct bt_space *s, unsigned index)
 {
 	s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
+	s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
 }
 
 static void jump_clear(struct bt_machine *m, struct jump_entry *j)
@@ -223,9 +224,14 @@ void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
 
 static void drop_page_jumps(struct bt_machine *m, struct jump_cache *c, uint64_t vpage)
 {
-	for (unsigned i = 0; c->fills && i < JUMP_ENTRIES; i++)
-		if (c->entry[i].rip >> GUEST_PAGE_SHIFT == vpage)
-			jump_clear(m, &c->entry[i]);
+	bool logged = c->fills <= FILL_LOG;
+
+	for (unsigned n = 0; n < (logged ? c->fills : JUMP_ENTRIES); n++) {
+		struct jump_entry *j = &c->entry[logged ? c->log[n] : n];
+
+		if (j->rip >> GUEST_PAGE_SHIFT == vpage)
+			jump_clear(m, j);
+	}
 }
 
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
@@ -240,8 +246,10 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	FOR_EACH_SPACE(bv, s)
 	{
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
+		struct tlb_entry *t2 = &s->second[vpage & (TLB_ENTRIES - 1)];
 
-		if (t->read_tag == tag || t->write_tag == tag)
+		if (t->read_tag == tag || t->write_tag == tag || t2->read_tag == tag ||
+		    t2->write_tag == tag)
 			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
 		for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next) {
 			if (b->vpage != vpage || !s->shows[b->id])
@@ -274,6 +282,20 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
 		s->page_log[slot] = binding->id;
 }
 
+static void drop_writes(struct bt_space *s, uint64_t host)
+{
+	bool logged = s->tlb_fills <= FILL_LOG;
+
+	for (unsigned n = 0; n < (logged ? s->tlb_fills : TLB_ENTRIES); n++) {
+		unsigned i = logged ? s->tlb_log[n] : n;
+
+		if (s->tlb[i].host == host)
+			s->tlb[i].write_tag = tlb_invalid(i);
+		if (s->second[i].host == host)
+			s->second[i].write_tag = tlb_invalid(i);
+	}
+}
+
 void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 {
 	uint8_t *flags = &m->ram->page_flags[ram_page_index(m->ram, page)];
@@ -286,9 +308,7 @@ void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
 	for (unsigned n = 0; n < m->nvcpus; n++) {
 		bt_slots_flush_all(m->vcpus[n]);
 		FOR_EACH_SPACE(m->vcpus[n], s)
-		for (unsigned i = 0; s->tlb_fills && i < TLB_ENTRIES; i++)
-			if (s->tlb[i].host == host)
-				s->tlb[i].write_tag = tlb_invalid(i);
+		drop_writes(s, host);
 	}
 }
 
@@ -348,12 +368,21 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	uint8_t *flags;
 	void *host;
 
+	if ((write ? s->second[index].write_tag : s->second[index].read_tag) == tag) {
+		struct tlb_entry back = s->second[index];
+
+		s->second[index] = *t;
+		*t = back;
+		return 0;
+	}
 	if (x86_walk(v, va, (write ? ACC_WRITE : ACC_READ) | x86_access_user(v), &walk))
 		return X86_FAULT;
 	host = ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE);
 	if (!host)
 		return 1;
 	flags = &v->ram->page_flags[ram_page_index(v->ram, walk.gpa)];
+	if (t->read_tag != tag && t->write_tag != tag)
+		s->second[index] = *t;
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
 	t->write_tag = tlb_invalid(index);
