@@ -154,6 +154,7 @@ struct bt_site {
 	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
 	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
 	uint8_t plain;    /* LINK: not to a trace */
+	uint8_t widened;  /* READ, WRITE: by bt_widen */
 	uint8_t busy;     /* READ, WRITE: the first scratch register has the address */
 	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
 	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
@@ -191,11 +192,13 @@ struct insn_map {
 struct bt_block {
 	uint64_t rip;
 	gpa_t gpa;
+	struct bt_block *hash_next;
 	uint8_t *host;
 	uint32_t host_len;
 	uint16_t guest_len;
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t user, pair, flags, valid, trace;
+	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
 	uint32_t widened;     /* a trace: samples taken when a check was last widened, 0: none was */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	const uint8_t *entry; /* for the canonical state */
@@ -203,7 +206,7 @@ struct bt_block {
 	uint8_t relied;    /* another block of the page was made on the strength of flags_in */
 	uint16_t map_count;
 	struct insn_map *map;
-	struct bt_block *hash_next, *page_next;
+	struct bt_block *page_next;
 	uint32_t links_in; /* first site linked to this block, 0 = none */
 	/* Guest code that does not follow the first piece, as that of a trace or of an instruction that
 	 * goes on in the next page, has a shadow: a record without code on its page's list, so that writes
@@ -265,12 +268,13 @@ enum {
 	DEV_NO_SHARING = 4,
 	DEV_EAGER = 8,   /* record a trace wherever a look-up leads */
 	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
+	DEV_EVICT = 64,  /* evict a segment of the code cache every so many look-ups */
 	DEV_FORGET = 32, /* flush slots and TLBs every so many exits */
 };
 
 struct bt_stats {
 	uint64_t blocks, guest_insns, code_bytes, flushes, cache_flushes, invalidated_blocks,
-	    unmerged_checks, wide_checks, slot_flushes;
+	    unmerged_checks, wide_checks, slot_flushes, evictions, evicted_blocks;
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t traces, trace_insns, samples;
@@ -281,17 +285,32 @@ struct bt_stats {
 	uint64_t interp_by_mnemonic[2048];
 };
 
+/* The code cache is used and emptied by segments, each a share of everything that code needs. */
+#define SEGMENTS_MAX 64
+struct bt_segment {
+	uint8_t *hot, *hot_end, *cold, *cold_end;
+	uint32_t site, site_end, block, block_end, map, map_end;
+	uint32_t used_blocks; /* blocks [block, used_blocks) are there, valid or not; so with sites */
+	uint32_t used_sites, used_bytes;
+	uint32_t stubs; /* in `stubs` from `site` on: sites of any segment that jump to code put here later */
+	uint32_t heat;  /* samples that hit it, halved at each look for a victim */
+};
+
 struct bt_machine {
 	struct ram *ram;
 	uint64_t cache_bytes;
 	uint8_t *code; /* RWX: thunks, hot code, cold code */
-	uint8_t *hot, *hot_end, *cold, *cold_end;
+	uint8_t *common, *common_end; /* thunks */
+	uint8_t *hot, *hot_end, *cold, *cold_end; /* of the current segment */
+	struct bt_segment segment[SEGMENTS_MAX];
+	unsigned nsegments, current;
+	uint32_t *stubs;
 	const uint8_t *lookup_exit;  /* leaves for SITE_LOOKUP; what empty jump entries hold */
 	uint8_t *exit_thunk[2][256]; /* [flags][pair], made when first needed */
 	uint8_t *miss_thunk[2][256]; /* [write][pair] */
 	uint8_t *refill_thunk[2][256];
 	struct bt_site *sites;
-	uint32_t nsites, max_sites;
+	uint32_t nsites, max_sites; /* next free in the segment; all there are */
 	struct bt_block *blocks;
 	uint32_t nblocks, max_blocks;
 	struct insn_map *maps;
@@ -437,6 +456,10 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc);
 int bt_cache_init(struct bt_machine *m, struct error *err);
 void bt_cache_destroy(struct bt_machine *m);
 void bt_cache_flush(struct bt_machine *m);
+void bt_cache_evict(struct bt_machine *m); /* empties the coldest segment and goes on in it */
+void bt_cache_heat(struct bt_machine *m, const uint8_t *pc);
+/* Notes that site n jumps to code that was put into the current segment behind its own. */
+bool bt_cache_note_stub(struct bt_machine *m, uint32_t n);
 /* Makes room for one more block, by a flush if need be. */
 void bt_cache_reserve(struct bt_machine *m);
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
@@ -481,8 +504,10 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 /* Makes a trace along `path`, which takes the place of the blocks at its beginning.  NULL: impossible. */
 struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n);
 
-/* Makes a check look into the TLB instead of its slot. */
+/* Makes a check look into the TLB instead of its slot, by code in the current segment; and undoes that if that
+ * code is in [from, to). */
 void bt_widen(struct bt_machine *m, uint32_t site);
+void bt_narrow(struct bt_machine *m, uint32_t site, const uint8_t *from, const uint8_t *to);
 
 /* trace.c: hot code */
 void bt_trace_arm(struct bt_vcpu *bv);    /* the vcpu begins to run */

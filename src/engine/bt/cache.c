@@ -23,7 +23,9 @@
 #define HOT_RESERVE (64 * KiB)
 #define COLD_RESERVE (64 * KiB)
 #define SITES_RESERVE 1024
-#define MAPS_RESERVE 512
+#define MAPS_RESERVE 256
+#define COMMON_BYTES (256 * KiB)
+#define SEGMENT_MIN (512 * KiB)
 
 static void *map_array(size_t bytes, struct error *err)
 {
@@ -37,34 +39,74 @@ static void *map_array(size_t bytes, struct error *err)
 	return NULL;
 }
 
+/* The first `n` parts of `total` in m->nsegments parts. */
+static uint32_t share(const struct bt_machine *m, uint64_t total, unsigned n)
+{
+	return (uint32_t)(total * n / m->nsegments);
+}
+
+static void divide(struct bt_machine *m)
+{
+	uint8_t *code = m->code + COMMON_BYTES;
+	uint64_t bytes = m->cache_bytes - COMMON_BYTES, hot = bytes * 9 / 16;
+
+	m->nsegments = (unsigned)MIN(SEGMENTS_MAX, m->cache_bytes / SEGMENT_MIN);
+	for (unsigned i = 0; i < m->nsegments; i++) {
+		struct bt_segment *g = &m->segment[i];
+
+		*g = (struct bt_segment){
+		    .hot = code + share(m, hot, i),
+		    .hot_end = code + share(m, hot, i + 1),
+		    /* Not at a power-of-two distance from the hot code: branch predictors alias. */
+		    .cold = code + hot + share(m, bytes - hot, i) + (i ? 0 : 0x1340),
+		    .cold_end = code + hot + share(m, bytes - hot, i + 1),
+		    .site = i ? share(m, m->max_sites, i) : SITE_FIXED,
+		    .site_end = share(m, m->max_sites, i + 1),
+		    .block = share(m, m->max_blocks, i),
+		    .block_end = share(m, m->max_blocks, i + 1),
+		    .map = share(m, m->max_maps, i),
+		    .map_end = share(m, m->max_maps, i + 1),
+		};
+		g->used_blocks = g->block;
+		g->used_sites = g->site;
+	}
+}
+
+/* What is put goes into segment i, which is empty. */
+static void use_segment(struct bt_machine *m, unsigned i)
+{
+	struct bt_segment *g = &m->segment[i];
+
+	m->current = i;
+	m->hot = g->hot;
+	m->hot_end = g->hot_end;
+	m->cold = g->cold;
+	m->cold_end = g->cold_end;
+	m->nsites = g->site;
+	m->nblocks = g->block;
+	m->nmaps = g->map;
+	bt_perf_moved(m);
+}
+
 static void code_reset(struct bt_machine *m)
 {
-	size_t hot = m->cache_bytes * 9 / 16;
+	struct emit e;
 
-	m->hot = m->code;
-	m->hot_end = m->code + hot;
-	/* Not at a power-of-two distance from the hot code: branch predictors alias. */
-	m->cold = m->hot_end + 0x1340;
-	m->cold_end = m->code + m->cache_bytes;
-	x86_zero(m->exit_thunk, sizeof(m->exit_thunk));
-	x86_zero(m->miss_thunk, sizeof(m->miss_thunk));
-	x86_zero(m->refill_thunk, sizeof(m->refill_thunk));
-	m->nsites = SITE_FIXED;
-	m->nblocks = m->live_blocks = 0;
-	m->nmaps = 0;
+	divide(m);
+	use_segment(m, 0);
+	m->live_blocks = 0;
 	m->nbindings = 1;
 	x86_zero(m->hash, sizeof(m->hash));
 	x86_zero(m->bindings, sizeof(m->bindings));
-	{
-		struct emit e = {m->cold};
-
-		m->lookup_exit = m->cold; /* r10: the address to go to */
-		e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
-		e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
-		m->cold = e.p + 5; /* the thunk comes behind the jump to it */
-		bt_perf_note(m, PERF_LOOKUP, m->lookup_exit);
-		e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
-	}
+	if (m->common) /* thunks stay */
+		return;
+	m->common = e.p = m->code;
+	m->lookup_exit = e.p; /* r10: the address to go to */
+	e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
+	e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
+	m->common = e.p + 5; /* the thunk comes behind the jump to it */
+	bt_perf_note(m, PERF_LOOKUP, m->lookup_exit, m->common);
+	e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	bt_exit_thunk(m, FLAGS_HOST,
 		      PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
@@ -94,9 +136,10 @@ int bt_cache_init(struct bt_machine *m, struct error *err)
 	m->sites = map_array(m->max_sites * sizeof(*m->sites), err);
 	m->blocks = map_array(m->max_blocks * sizeof(*m->blocks), err);
 	m->maps = map_array(m->max_maps * sizeof(*m->maps), err);
+	m->stubs = map_array(m->max_sites * sizeof(*m->stubs), err);
 	m->binding_pool = map_array(MAX_BINDINGS * sizeof(*m->binding_pool), err);
 	m->pages = map_array((m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages), err);
-	if (!m->sites || !m->blocks || !m->maps || !m->binding_pool || !m->pages)
+	if (!m->sites || !m->blocks || !m->maps || !m->stubs || !m->binding_pool || !m->pages)
 		return -ENOMEM;
 	m->ram->code_written = bt_code_written;
 	m->ram->code_data = m;
@@ -114,6 +157,8 @@ void bt_cache_destroy(struct bt_machine *m)
 		munmap(m->blocks, m->max_blocks * sizeof(*m->blocks));
 	if (m->maps)
 		munmap(m->maps, m->max_maps * sizeof(*m->maps));
+	if (m->stubs)
+		munmap(m->stubs, m->max_sites * sizeof(*m->stubs));
 	if (m->binding_pool)
 		munmap(m->binding_pool, MAX_BINDINGS * sizeof(*m->binding_pool));
 	if (m->pages)
@@ -121,15 +166,27 @@ void bt_cache_destroy(struct bt_machine *m)
 	m->ram->code_written = NULL;
 }
 
+/* Notes how far the current segment is in use. */
+static void close_segment(struct bt_machine *m)
+{
+	struct bt_segment *g = &m->segment[m->current];
+
+	g->used_blocks = m->nblocks;
+	g->used_sites = m->nsites;
+	g->used_bytes = (uint32_t)(m->hot - g->hot + (m->cold - g->cold));
+}
+
 /* Forgets every block.  The caller is outside translated code (as everybody in C is). */
 void bt_cache_flush(struct bt_machine *m)
 {
-	for (uint32_t i = 0; i < m->nblocks; i++) {
-		uint64_t index = ram_page_index(m->ram, m->blocks[i].gpa);
+	close_segment(m);
+	for (unsigned k = 0; k < m->nsegments; k++)
+		for (uint32_t i = m->segment[k].block; i < m->segment[k].used_blocks; i++) {
+			uint64_t index = ram_page_index(m->ram, m->blocks[i].gpa);
 
-		m->pages[index] = NULL;
-		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
-	}
+			m->pages[index] = NULL;
+			m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+		}
 	m->generation++;
 	bt_perf_flushed(m);
 	m->stats.cache_flushes++;
@@ -139,10 +196,14 @@ void bt_cache_flush(struct bt_machine *m)
 
 void bt_cache_reserve(struct bt_machine *m)
 {
-	if (m->hot + HOT_RESERVE > m->hot_end || m->cold + COLD_RESERVE > m->cold_end ||
-	    m->nsites + SITES_RESERVE > m->max_sites || m->nblocks + PIECES_MAX + 1 > m->max_blocks ||
-	    m->nmaps + MAPS_RESERVE > m->max_maps || m->nbindings + 256 > MAX_BINDINGS)
+	const struct bt_segment *g = &m->segment[m->current];
+
+	if (m->nbindings + 256 > MAX_BINDINGS)
 		bt_cache_flush(m);
+	else if (m->hot + HOT_RESERVE > m->hot_end || m->cold + COLD_RESERVE > m->cold_end ||
+		 m->nsites + SITES_RESERVE > g->site_end ||
+		 m->nblocks + PIECES_MAX + 1 > g->block_end || m->nmaps + MAPS_RESERVE > g->map_end)
+		bt_cache_evict(m);
 }
 
 /* --- thunks --- */
@@ -154,7 +215,7 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 
 	if (m->exit_thunk[flags][pair])
 		return m->exit_thunk[flags][pair];
-	m->exit_thunk[flags][pair] = e.p = m->cold;
+	m->exit_thunk[flags][pair] = e.p = m->common;
 	if (pair == PAIR_NONE || a != GPR_RAX)
 		e_store_gs(&e, GS_REG(GPR_RAX), GPR_RAX);
 	if (flags == FLAGS_HOST)
@@ -165,8 +226,8 @@ const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair
 	e_mov_imm(&e, GPR_RAX, (uint64_t)bt_exit_common);
 	e8(&e, 0xff); /* jmp rax */
 	e8(&e, 0xe0);
-	m->cold = e.p;
-	bt_perf_note(m, PERF_EXIT, m->exit_thunk[flags][pair]);
+	m->common = e.p;
+	bt_perf_note(m, PERF_EXIT, m->exit_thunk[flags][pair], m->common);
 	return m->exit_thunk[flags][pair];
 }
 
@@ -192,12 +253,12 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 	if (m->miss_thunk[write][pair])
 		return m->miss_thunk[write][pair];
 	leave = bt_exit_thunk(m, FLAGS_MEM, pair);
-	m->miss_thunk[write][pair] = e.p = m->cold;
+	m->miss_thunk[write][pair] = e.p = m->common;
 	e_mem(&e, 0x2b, a, b, GPR_NONE, 1, write ? offsetof(struct tlb_entry, write_tag) : 0, true);
 	e_store_gs(&e, GS_OFFSET(arg), a);
 	put_far_jump(&e, b, leave, write ? bt_miss_write : bt_miss_read);
-	m->cold = e.p;
-	bt_perf_note(m, PERF_MISS, m->miss_thunk[write][pair]);
+	m->common = e.p;
+	bt_perf_note(m, PERF_MISS, m->miss_thunk[write][pair], m->common);
 	return m->miss_thunk[write][pair];
 }
 
@@ -211,10 +272,10 @@ const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair)
 	if (m->refill_thunk[write][pair])
 		return m->refill_thunk[write][pair];
 	leave = bt_exit_thunk(m, FLAGS_MEM, pair);
-	m->refill_thunk[write][pair] = e.p = m->cold;
+	m->refill_thunk[write][pair] = e.p = m->common;
 	e_store_gs(&e, GS_OFFSET(arg), b);
 	put_far_jump(&e, b, leave, write ? bt_refill_write : bt_refill_read);
-	m->cold = e.p;
+	m->common = e.p;
 	return m->refill_thunk[write][pair];
 }
 
@@ -283,11 +344,41 @@ struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, boo
 	return found;
 }
 
-/* Blocks lie in the hot area in the order of their numbers. */
+/* The segment whose hot code `pc` is in, or NULL. */
+static struct bt_segment *segment_of(const struct bt_machine *m, const uint8_t *pc)
+{
+	const struct bt_segment *g = m->segment;
+	unsigned i;
+
+	if (pc < g->hot || pc >= g[m->nsegments - 1].hot_end)
+		return NULL;
+	i = (unsigned)((uint64_t)(pc - g->hot) * m->nsegments /
+		       (uint64_t)(g[m->nsegments - 1].hot_end - g->hot));
+	while (pc < g[i].hot)
+		i--;
+	while (pc >= g[i].hot_end)
+		i++;
+	return (struct bt_segment *)&g[i];
+}
+
+void bt_cache_heat(struct bt_machine *m, const uint8_t *pc)
+{
+	struct bt_segment *g = segment_of(m, pc);
+
+	if (g)
+		g->heat++;
+}
+
+/* Blocks lie in the hot code of a segment in the order of their numbers. */
 struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc)
 {
-	uint32_t low = 0, high = m->nblocks;
+	const struct bt_segment *g = segment_of(m, pc);
+	uint32_t low, high, end;
 
+	if (!g)
+		return NULL;
+	low = g->block;
+	high = end = g == &m->segment[m->current] ? m->nblocks : g->used_blocks;
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
 
@@ -296,7 +387,7 @@ struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc)
 		else
 			high = mid;
 	}
-	return low < m->nblocks && pc >= m->blocks[low].host ? &m->blocks[low] : NULL;
+	return low < end && pc >= m->blocks[low].host ? &m->blocks[low] : NULL;
 }
 
 void bt_block_insert(struct bt_machine *m, struct bt_block *b)
@@ -496,7 +587,7 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	struct emit e;
 
 	if (m->cold + 1024 > m->cold_end)
-		return; /* stays unlinked until the next flush */
+		return; /* stays unlinked for now */
 	leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
 	e.p = m->cold;
 	if (check) {
@@ -513,6 +604,8 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	if (e.p == m->cold) {
 		e_patch(m->code + site->host_off, to->host);
 	} else {
+		if (!bt_cache_note_stub(m, n))
+			return; /* stays unlinked for now */
 		e_jmp(&e, to->host);
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
@@ -562,4 +655,153 @@ void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 	     b = b->hash_next)
 		if (b->guarded && b->vpage == va >> GUEST_PAGE_SHIFT)
 			check_guarded(bv, b);
+}
+
+/* --- eviction --- */
+
+bool bt_cache_note_stub(struct bt_machine *m, uint32_t n)
+{
+	struct bt_segment *g = &m->segment[m->current];
+
+	if (g->site + g->stubs == g->site_end)
+		return false;
+	m->stubs[g->site + g->stubs++] = n;
+	return true;
+}
+
+/* Where the direct jump of a site leads now. */
+static const uint8_t *jump_target(const struct bt_machine *m, const struct bt_site *site)
+{
+	const uint8_t *rel = m->code + site->host_off;
+	int32_t d;
+
+	__builtin_memcpy(&d, rel, 4);
+	return rel + 4 + d;
+}
+
+/* Sites elsewhere whose way leads through this segment's cold code go without. */
+static void cut_stubs(struct bt_machine *m, const struct bt_segment *g)
+{
+	for (uint32_t i = 0; i < g->stubs; i++) {
+		uint32_t n = m->stubs[g->site + i];
+		struct bt_site *site = &m->sites[n];
+
+		if (n >= g->site && n < g->site_end)
+			continue;
+		if (site->kind == SITE_LINK && site->linked) {
+			const uint8_t *to = jump_target(m, site);
+
+			if (to >= g->cold && to < g->cold_end)
+				unlink_site(m, site);
+		} else if (site->widened) {
+			bt_narrow(m, n, g->cold, g->cold_end);
+		}
+	}
+}
+
+/* Takes the segment's sites off the lists of blocks and bindings outside it. */
+static void forget_sites(struct bt_machine *m, const struct bt_segment *g)
+{
+	const struct bt_block *first = &m->blocks[g->block], *end = &m->blocks[g->block_end];
+
+	for (uint32_t n = g->site; n < g->used_sites; n++) {
+		struct bt_block *to = m->sites[n].kind == SITE_LINK ? m->sites[n].linked_to : NULL;
+		uint32_t *at;
+
+		if (to && !(to >= first && to < end))
+			for (at = &to->links_in; *at;) {
+				struct bt_site *site = &m->sites[*at];
+
+				if (*at < g->site || *at >= g->site_end) {
+					at = &site->next_in;
+					continue;
+				}
+				*at = site->next_in;
+				site->linked_to = NULL;
+			}
+		if (m->sites[n].kind != SITE_LINK || !m->sites[n].guard_id)
+			continue;
+		for (at = &m->binding_pool[m->sites[n].guard_id].guarded; *at;) {
+			struct bt_site *site = &m->sites[*at];
+
+			if (*at < g->site || *at >= g->site_end) {
+				at = &site->next_guard;
+				continue;
+			}
+			*at = site->next_guard;
+			site->guard_id = 0;
+		}
+	}
+}
+
+/* Takes the segment's blocks off the list of a page. */
+static void forget_page(struct bt_machine *m, const struct bt_segment *g, gpa_t page)
+{
+	const struct bt_block *first = &m->blocks[g->block], *end = &m->blocks[g->block_end];
+	uint64_t index = ram_page_index(m->ram, page);
+	bool relied = false;
+
+	for (struct bt_block **at = &m->pages[index]; *at;) {
+		struct bt_block *b = *at;
+
+		if (b < first || b >= end) {
+			at = &b->page_next;
+			continue;
+		}
+		*at = b->page_next;
+		b->off_page = 1;
+		relied = relied || (b->relied && b->valid);
+	}
+	/* Nobody would tell those that relied on one if its code changed. */
+	if (relied)
+		remove_range(m, index, page, page + GUEST_PAGE_SIZE);
+	if (!m->pages[index])
+		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+}
+
+static void empty_segment(struct bt_machine *m, struct bt_segment *g)
+{
+	cut_stubs(m, g);
+	forget_sites(m, g);
+	for (uint32_t i = g->block; i < g->used_blocks; i++) {
+		struct bt_block *b = &m->blocks[i];
+
+		if (!b->off_page)
+			forget_page(m, g, b->gpa & ~(gpa_t)GUEST_PAGE_MASK);
+		if (b->valid && !b->shadow_of)
+			block_remove(m, b);
+		m->stats.evicted_blocks++;
+	}
+	/* `stubs` of other segments may name them still. */
+	for (uint32_t n = g->site; n < g->used_sites; n++)
+		m->sites[n].kind = m->sites[n].widened = 0;
+	g->used_blocks = g->block;
+	g->used_sites = g->site;
+	g->stubs = g->used_bytes = 0;
+}
+
+/* In the order of age, but for segments that samples hit lately. */
+static unsigned find_victim(struct bt_machine *m)
+{
+	unsigned i = m->current;
+
+	for (unsigned tries = 0; tries < 4 * m->nsegments; tries++) {
+		i = (i + 1) % m->nsegments;
+		if (i != m->current && !m->segment[i].heat)
+			return i;
+		m->segment[i].heat /= 2;
+	}
+	return (m->current + 1) % m->nsegments;
+}
+
+void bt_cache_evict(struct bt_machine *m)
+{
+	unsigned victim;
+
+	close_segment(m);
+	victim = find_victim(m);
+	m->generation++;
+	m->stats.evictions++;
+	empty_segment(m, &m->segment[victim]);
+	use_segment(m, victim);
 }

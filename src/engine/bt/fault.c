@@ -57,8 +57,6 @@ static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 	const struct insn_map *at;
 	struct bt_block *b;
 
-	if (pc < m->code || pc >= m->hot)
-		return false;
 	b = bt_block_by_host(m, pc);
 	if (!b)
 		return false;

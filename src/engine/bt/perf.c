@@ -210,22 +210,17 @@ static void name_block(const struct bt_perf *p, const struct bt_block *b, char *
 			 (unsigned long long)b->rip);
 }
 
-/* The cold area since the last report: thunks by name, between them exits of blocks and links.  For a
- * jitdump file, of which each record becomes a file of its own, only the thunks. */
+/* Thunks and cold code since the last report.  For a jitdump file, of which each record becomes a file of its
+ * own, only the thunks. */
 static void report_cold(struct bt_machine *m, struct bt_perf *p)
 {
-	const uint8_t *at = p->cold;
+	for (; p->reported < p->nnotes; p->reported++) {
+		const struct perf_note *n = &p->notes[p->reported];
 
-	for (unsigned i = 0; i < p->nnotes; i++) {
-		const struct perf_note *n = &p->notes[i];
-
-		map_code(p, at, n->start, "takt:exits_and_links");
 		map_code(p, n->start, n->end, thunk_names[n->thunk]);
 		dump_code(p, n->start, n->end, thunk_names[n->thunk]);
-		at = n->end;
 	}
-	map_code(p, at, m->cold, "takt:exits_and_links");
-	p->nnotes = 0;
+	map_code(p, p->cold, m->cold, "takt:exits_and_links");
 	p->cold = m->cold;
 }
 
@@ -234,10 +229,10 @@ void bt_perf_block(struct bt_machine *m, const struct bt_block *b)
 	struct bt_perf *p = m->perf;
 	char name[NAME_ROOM];
 
-	if (p->flushed || !p->cold) {
+	if (p->flushed) {
 		if (p->map_fd >= 0 && ftruncate(p->map_fd, 0))
 			log_warn("the perf map cannot be emptied: %s", strerror(errno));
-		p->cold = m->lookup_exit; /* the first of it */
+		p->reported = 0;
 		p->flushed = false;
 	}
 	report_cold(m, p);

@@ -10,7 +10,7 @@
 
 enum perf_thunk { PERF_EXIT, PERF_MISS, PERF_LOOKUP };
 
-#define PERF_NOTES 64
+#define PERF_NOTES 512
 
 struct bt_perf {
 	int map_fd, dump_fd; /* -1: none */
@@ -18,9 +18,8 @@ struct bt_perf {
 	const struct symbols *symbols;
 	uint64_t loads;      /* records in the jitdump file */
 	const uint8_t *cold; /* what lies before in the cold area has been reported */
-	/* Since the last report. */
-	bool flushed;
-	unsigned nnotes;
+	bool flushed;        /* since the last report */
+	unsigned nnotes, reported;
 	struct perf_note {
 		const uint8_t *start, *end;
 		enum perf_thunk thunk;
@@ -34,25 +33,32 @@ void bt_perf_close(struct bt_perf *p);
 /* A block was made; the vector state is put away. */
 void bt_perf_block(struct bt_machine *m, const struct bt_block *b);
 
-/* A thunk was made.  What finds no room is reported under the name of what lies around it. */
-static inline void bt_perf_note(struct bt_machine *m, enum perf_thunk thunk, const uint8_t *start)
+/* A thunk was made; thunks stay.  What finds no room has no name. */
+static inline void bt_perf_note(struct bt_machine *m, enum perf_thunk thunk, const uint8_t *start,
+				const uint8_t *end)
 {
 	struct bt_perf *p = m->perf;
 
 	if (likely(!p) || p->nnotes == PERF_NOTES)
 		return;
 	p->notes[p->nnotes].start = start;
-	p->notes[p->nnotes].end = m->cold;
+	p->notes[p->nnotes].end = end;
 	p->notes[p->nnotes++].thunk = thunk;
 }
 
-/* Code memory is used anew from its start. */
+/* All code went. */
 static inline void bt_perf_flushed(struct bt_machine *m)
 {
 	if (likely(!m->perf))
 		return;
 	m->perf->flushed = true;
-	m->perf->nnotes = 0;
+}
+
+/* What comes goes into another segment. */
+static inline void bt_perf_moved(struct bt_machine *m)
+{
+	if (unlikely(m->perf))
+		m->perf->cold = m->cold;
 }
 
 #endif

@@ -424,6 +424,8 @@ static void misbehave(struct bt_vcpu *bv)
 		bv->trace_head = bv->v.rip;
 	if ((m->dev & DEV_FLUSH) && m->dev_count % 5000 == 0)
 		bt_cache_flush(m);
+	if ((m->dev & DEV_EVICT) && m->dev_count % 400 == 0)
+		bt_cache_evict(m);
 	if ((m->dev & DEV_FORGET) && m->dev_count % 50 == 0) {
 		bt_space_flush_all(bv);
 		bt_space_select(bv);

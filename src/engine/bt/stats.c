@@ -43,7 +43,7 @@ static const struct {
 } counts[] = {
     COUNT(blocks),          COUNT(guest_insns),   COUNT(code_bytes),    COUNT(exits),
     COUNT(lookups),         COUNT(links),         COUNT(tlb_misses),    COUNT(page_crossings),
-    COUNT(flushes),         COUNT(cache_flushes), COUNT(code_writes),   COUNT(invalidated_blocks),
+    COUNT(flushes),         COUNT(cache_flushes), COUNT(evictions), COUNT(evicted_blocks), COUNT(code_writes),   COUNT(invalidated_blocks),
     COUNT(traces),          COUNT(trace_insns),   COUNT(samples),       COUNT(slot_flushes),
     COUNT(unmerged_checks), COUNT(wide_checks),   COUNT(interp_insns),  COUNT(faults),
     COUNT(interrupts),      COUNT(signals),       COUNT(mmio),          COUNT(unknown_insns),
@@ -111,14 +111,21 @@ static void put_times(const struct bt_times *t, struct counter_set *set)
 
 static void put_cache(const struct bt_machine *m, struct counter_set *set)
 {
-	const uint8_t *hot_end = PEEK(m->hot_end);
+	unsigned current = PEEK(m->current);
+	uint64_t bytes = 0, sites = 0;
 
+	for (unsigned i = 0; i < m->nsegments; i++) {
+		const struct bt_segment *g = &m->segment[i];
+
+		bytes += i == current ? (uint64_t)(PEEK(m->hot) - g->hot + (PEEK(m->cold) - g->cold))
+				      : PEEK(g->used_bytes);
+		sites += (i == current ? PEEK(m->nsites) : PEEK(g->used_sites)) - g->site;
+	}
 	put(set, COUNTER_GAUGE, "cache.", "blocks", PEEK(m->live_blocks));
-	put(set, COUNTER_GAUGE, "cache.", "links_and_exits", PEEK(m->nsites));
-	put(set, COUNTER_GAUGE, "cache.", "hot_bytes", (uint64_t)(PEEK(m->hot) - m->code));
-	put(set, COUNTER_GAUGE, "cache.", "hot_room", (uint64_t)(hot_end - m->code));
-	put(set, COUNTER_GAUGE, "cache.", "cold_bytes", (uint64_t)(PEEK(m->cold) - hot_end));
-	put(set, COUNTER_GAUGE, "cache.", "cold_room", (uint64_t)(m->cold_end - hot_end));
+	put(set, COUNTER_GAUGE, "cache.", "links_and_exits", sites);
+	put(set, COUNTER_GAUGE, "cache.", "bytes", bytes);
+	put(set, COUNTER_GAUGE, "cache.", "room", m->cache_bytes);
+	put(set, COUNTER_GAUGE, "cache.", "segments", m->nsegments);
 }
 
 void bt_counters(struct engine_machine *em, struct counter_set *set)

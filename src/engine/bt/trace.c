@@ -37,11 +37,11 @@ static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 void bt_trace_sample(struct bt_vcpu *bv)
 {
 	struct bt_machine *m = bv->m;
-	struct bt_block *b = NULL;
+	struct bt_block *b;
 
 	m->stats.samples++;
-	if (bv->sample_pc >= m->code && bv->sample_pc < m->hot)
-		b = bt_block_by_host(m, bv->sample_pc);
+	bt_cache_heat(m, bv->sample_pc);
+	b = bt_block_by_host(m, bv->sample_pc);
 	bv->sample_pc = NULL;
 	if (b && b->trace && b->valid && b->widened && m->stats.samples - b->widened >= SETTLED) {
 		/* Its checks are known by now: once more, without detours. */

@@ -433,6 +433,8 @@ void bt_widen(struct bt_machine *m, uint32_t n)
 	unsigned a = site->pair >> 4, b = site->pair & 15;
 	struct emit jump = {add}, e = {m->cold};
 
+	if (!bt_cache_note_stub(m, n))
+		return;
 	e_jmp(&jump, m->cold);
 	if (site->busy)
 		e_store_gs(&e, GS_OFFSET(spill), a);
@@ -453,7 +455,26 @@ void bt_widen(struct bt_machine *m, uint32_t n)
 	e_jmp(&e, leave);
 	m->cold = e.p;
 	site->slotted = 0;
+	site->widened = 1;
 	site->block->widened = (uint32_t)m->stats.samples;
+}
+
+void bt_narrow(struct bt_machine *m, uint32_t n, const uint8_t *from, const uint8_t *to)
+{
+	struct bt_site *site = &m->sites[n];
+	uint8_t *add = m->code + site->rel_off - SLOT_TEST_BYTES - SLOT_ADD_BYTES;
+	struct emit e = {add};
+	int32_t d;
+
+	memcpy(&d, add + 1, sizeof(d));
+	if (add + 5 + d < from || add + 5 + d >= to)
+		return;
+	e_add_gs(&e, site->pair & 15, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
+	for (unsigned k = 0; k < m->nvcpus; k++) /* its addend may be that of another page */
+		bt_slot_clear(&m->vcpus[k]->slots[n]);
+	site->slotted = 1;
+	site->widened = 0;
+	site->misses = -SLOT_MISSES;
 }
 
 /* The way on behind instruction i, whose access `which` failed and was interpreted. */
