@@ -154,8 +154,6 @@ struct bt_site {
 	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
 	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
 	uint8_t plain;    /* LINK: not to a trace */
-	uint8_t widened;  /* READ, WRITE: by bt_widen */
-	uint8_t busy;     /* READ, WRITE: the first scratch register has the address */
 	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
 	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
 	union {
@@ -164,10 +162,7 @@ struct bt_site {
 			uint32_t counter, missed;
 		};
 	};
-	union {
-		uint32_t next_in; /* LINK: next site linked to the same block */
-		uint32_t rel_off; /* READ, WRITE: of the jump for failure */
-	};
+	uint32_t next_in;           /* LINK: next site linked to the same block */
 	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
 	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
@@ -199,7 +194,7 @@ struct bt_block {
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t user, pair, flags, valid, trace;
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
-	uint32_t widened;     /* a trace: samples taken when a check was last widened, 0: none was */
+	uint32_t widened;     /* a trace: samples taken when it last turned out that a slot does not pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	const uint8_t *entry; /* for the canonical state */
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
@@ -503,11 +498,6 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 
 /* Makes a trace along `path`, which takes the place of the blocks at its beginning.  NULL: impossible. */
 struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n);
-
-/* Makes a check look into the TLB instead of its slot, by code in the current segment; and undoes that if that
- * code is in [from, to). */
-void bt_widen(struct bt_machine *m, uint32_t site);
-void bt_narrow(struct bt_machine *m, uint32_t site, const uint8_t *from, const uint8_t *to);
 
 /* trace.c: hot code */
 void bt_trace_arm(struct bt_vcpu *bv);    /* the vcpu begins to run */

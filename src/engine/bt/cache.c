@@ -693,8 +693,6 @@ static void cut_stubs(struct bt_machine *m, const struct bt_segment *g)
 
 			if (to >= g->cold && to < g->cold_end)
 				unlink_site(m, site);
-		} else if (site->widened) {
-			bt_narrow(m, n, g->cold, g->cold_end);
 		}
 	}
 }
@@ -774,7 +772,7 @@ static void empty_segment(struct bt_machine *m, struct bt_segment *g)
 	}
 	/* `stubs` of other segments may name them still. */
 	for (uint32_t n = g->site; n < g->used_sites; n++)
-		m->sites[n].kind = m->sites[n].widened = 0;
+		m->sites[n].kind = SITE_NONE;
 	g->used_blocks = g->block;
 	g->used_sites = g->site;
 	g->stubs = g->used_bytes = 0;

@@ -294,20 +294,23 @@ static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
 /* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
-	uint64_t generation = bv->m->generation;
+	struct bt_machine *m = bv->m;
 
 	if (bv->refill == REFILL_FULL) {
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	bt_hint(site, bv->m->wide);
-	bt_cache_reserve(bv->m);
-	if (generation != bv->m->generation || !site->block->valid)
-		return NULL;
-	bt_world(bv);
-	bt_widen(bv->m, bv->site);
-	bv->m->stats.wide_checks++;
-	return bv->m->code + site->host_off;
+	bt_hint(site, m->wide);
+	m->stats.wide_checks++;
+	if (bv->refill == REFILL_OFTEN) {
+		/* It works, if slowly; the trace is made anew when its other checks are settled, too. */
+		m->sites[bv->site].misses = INT16_MIN;
+		site->block->widened = (uint32_t)m->stats.samples;
+		return m->code + site->host_off;
+	}
+	if (site->block->valid)
+		bt_block_drop(m, site->block);
+	return NULL;
 }
 
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */

@@ -249,7 +249,6 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
 	site->counter = t->counter;
-	site->rel_off = (uint32_t)(rel - t->m->code);
 	for (unsigned k = 0; k < t->m->nvcpus && slotted; k++)
 		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
 	site->user = t->user;
@@ -404,7 +403,7 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 		a->site = n = t->m->nsites;
 		e_add_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
 		rel = put_compare(&t->e, t1, a->span);
-		check_site(t, i, a->span, a->write, true, retry, rel, &n)->busy = at.base == t0;
+		check_site(t, i, a->span, a->write, true, retry, rel, &n);
 		e_load_gs(&t->e, t1, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
 		t->held[1] = n;
 	}
@@ -413,68 +412,6 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 	if (a->leads && t->plan.trace)
 		site->after_off = put_way_around(t, i);
 	return mem;
-}
-
-/* The check with a slot is
- *
- *	lea t1 ; add t1, gs:[slot.tag] ; cmp t1 ; ja ; mov t1, gs:[slot.addend]
- *
- * The add becomes a jump to code that finds the addend in the TLB, and comes back behind the last. */
-#define SLOT_ADD_BYTES 9
-#define SLOT_TEST_BYTES (7 + 2) /* up to the displacement of the jump */
-
-void bt_widen(struct bt_machine *m, uint32_t n)
-{
-	struct bt_site *site = &m->sites[n];
-	uint8_t *rel = m->code + site->rel_off, *add = rel - SLOT_TEST_BYTES - SLOT_ADD_BYTES, *miss;
-	uint32_t tag = site->kind == SITE_WRITE ? offsetof(struct tlb_entry, write_tag)
-						: offsetof(struct tlb_entry, read_tag);
-	const uint8_t *leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
-	unsigned a = site->pair >> 4, b = site->pair & 15;
-	struct emit jump = {add}, e = {m->cold};
-
-	if (!bt_cache_note_stub(m, n))
-		return;
-	e_jmp(&jump, m->cold);
-	if (site->busy)
-		e_store_gs(&e, GS_OFFSET(spill), a);
-	put_tlb_entry(&e, a, b);
-	e_mem(&e, 0x03, b, a, GPR_NONE, 1, (int32_t)tag, true);
-	miss = put_compare(&e, b, site->size);
-	e_load(&e, b, a, (int32_t)tag);
-	e_mem(&e, 0x03, b, a, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
-	if (site->merged)
-		e_store_gs(&e, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend), b);
-	if (site->busy)
-		e_load_gs(&e, a, GS_OFFSET(spill));
-	e_jmp(&e, rel + 4 + SLOT_ADD_BYTES);
-	e_patch(miss, e.p);
-	e_mem(&e, 0x2b, b, a, GPR_NONE, 1, (int32_t)tag, true);
-	e_store_gs(&e, GS_OFFSET(arg), b);
-	e_store_gs_imm32(&e, GS_OFFSET(site), n);
-	e_jmp(&e, leave);
-	m->cold = e.p;
-	site->slotted = 0;
-	site->widened = 1;
-	site->block->widened = (uint32_t)m->stats.samples;
-}
-
-void bt_narrow(struct bt_machine *m, uint32_t n, const uint8_t *from, const uint8_t *to)
-{
-	struct bt_site *site = &m->sites[n];
-	uint8_t *add = m->code + site->rel_off - SLOT_TEST_BYTES - SLOT_ADD_BYTES;
-	struct emit e = {add};
-	int32_t d;
-
-	memcpy(&d, add + 1, sizeof(d));
-	if (add + 5 + d < from || add + 5 + d >= to)
-		return;
-	e_add_gs(&e, site->pair & 15, slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
-	for (unsigned k = 0; k < m->nvcpus; k++) /* its addend may be that of another page */
-		bt_slot_clear(&m->vcpus[k]->slots[n]);
-	site->slotted = 1;
-	site->widened = 0;
-	site->misses = -SLOT_MISSES;
 }
 
 /* The way on behind instruction i, whose access `which` failed and was interpreted. */
