@@ -295,7 +295,7 @@ struct bt_machine {
 	struct ram *ram;
 	uint64_t cache_bytes;
 	uint8_t *code; /* RWX: thunks, hot code, cold code */
-	uint8_t *common, *common_end; /* thunks */
+	uint8_t *common; /* next free for thunks */
 	uint8_t *hot, *hot_end, *cold, *cold_end; /* of the current segment */
 	struct bt_segment segment[SEGMENTS_MAX];
 	unsigned nsegments, current;
@@ -455,7 +455,9 @@ void bt_cache_evict(struct bt_machine *m); /* empties the coldest segment and go
 void bt_cache_heat(struct bt_machine *m, const uint8_t *pc);
 /* Notes that site n jumps to code that was put into the current segment behind its own. */
 bool bt_cache_note_stub(struct bt_machine *m, uint32_t n);
-/* Makes room for one more block, by a flush if need be. */
+/* Makes room for one more block or trace, by eviction if need be: that much code. */
+#define HOT_RESERVE (60 * KiB)
+#define COLD_RESERVE (64 * KiB)
 void bt_cache_reserve(struct bt_machine *m);
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,

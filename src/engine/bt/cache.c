@@ -19,9 +19,6 @@
 
 #define CACHE_DEFAULT (64 * MiB)
 #define CACHE_MIN (4 * MiB)
-/* Room one translation may take at most; see bt_translate. */
-#define HOT_RESERVE (64 * KiB)
-#define COLD_RESERVE (64 * KiB)
 #define SITES_RESERVE 1024
 #define MAPS_RESERVE 256
 #define COMMON_BYTES (256 * KiB)

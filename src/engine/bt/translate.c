@@ -32,6 +32,9 @@
 #include "engine/bt/plan.h"
 
 #define MAX_COLD 1000
+/* More than any instruction takes of code and of exits. */
+#define STEP_BYTES 1024
+#define STEP_COLD 16
 
 struct cold {
 	uint8_t *rel; /* jump to aim here */
@@ -1209,6 +1212,7 @@ static void put_counter(struct trans *t)
 static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 {
 	const struct step *last = &t->plan.step[t->plan.n - 1];
+	const uint8_t *cold = t->m->cold;
 	struct bt_block *b = t->b;
 
 	*b = (struct bt_block){
@@ -1238,8 +1242,16 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 		put_crossing_guard(t);
 	if (t->slots)
 		put_counter(t);
-	for (unsigned i = 0; i < t->plan.n; i++)
+	for (unsigned i = 0; i < t->plan.n; i++) {
+		/* What bt_cache_reserve promised must do whatever the guest's code is. */
+		if (unlikely(t->e.p - b->host > HOT_RESERVE - STEP_BYTES ||
+			     t->m->cold - cold > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
+			put_link(t, i, -1, t->plan.step[i].rip);
+			b->host_len = (uint32_t)(t->e.p - b->host);
+			return;
+		}
 		put_step(t, i);
+	}
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
@@ -1301,6 +1313,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	struct bt_machine *m = bv->m;
 	struct trans *t = m->trans;
 	uint32_t sites = m->nsites;
+	uint8_t *cold = m->cold;
 
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
@@ -1315,6 +1328,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 					       (t->b->flags_in && t->loop_flags != t->b->flags));
 	     tries++) {
 		m->nsites = sites;
+		m->cold = cold;
 		emit_plan(t, t->loop_pair, t->loop_flags);
 	}
 	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->user);
