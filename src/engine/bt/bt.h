@@ -51,7 +51,7 @@ struct bt_slot {
 /* Filled since the last flush: those of user code, those of kernel code. */
 #define SLOT_LOG 8192
 
-#define JUMP_ENTRIES 16384
+#define JUMP_ENTRIES 8192
 #define JUMP_INVALID 1ull /* with host = the lookup exit */
 
 struct jump_entry {
@@ -59,7 +59,7 @@ struct jump_entry {
 	uint64_t host; /* code of the block at rip in the canonical entry state */
 };
 
-#define FILL_LOG 512
+#define FILL_LOG 2048
 
 /* Where indirect jumps find their targets.  User spaces have one each; the kernel has one for all
  * address spaces, since its code is mapped global: what is not goes when CR3 changes. */
@@ -471,8 +471,8 @@ void bt_block_drop(struct bt_machine *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
-/* A hint on the instruction of a check, for when it is translated again. */
-void bt_hint(const struct bt_site *site, uint64_t *hints);
+/* A hint on the instruction of a check, for when it is translated again.  Returns whether it is new. */
+bool bt_hint(const struct bt_site *site, uint64_t *hints);
 static inline unsigned hint_index(gpa_t gpa)
 {
 	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 50) & (HINT_BITS - 1);
@@ -504,6 +504,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 /* trace.c: hot code */
 void bt_trace_arm(struct bt_vcpu *bv);    /* the vcpu begins to run */
 void bt_trace_sample(struct bt_vcpu *bv); /* ATTENTION_PROFILE was set */
+void bt_trace_stale(struct bt_vcpu *bv, struct bt_block *b); /* it would be made differently now */
 /* Executes from v.rip on and makes a trace of it, if that place was chosen.  false: it was not. */
 bool bt_trace_here(struct bt_vcpu *bv, int *rc);
 

@@ -494,11 +494,14 @@ void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
 		bt_block_drop(m, b);
 }
 
-void bt_hint(const struct bt_site *site, uint64_t *hints)
+bool bt_hint(const struct bt_site *site, uint64_t *hints)
 {
 	unsigned bit = hint_index(bt_block_gpa(site->block, site->guest_off));
 
+	bool known = hints[bit / 64] >> bit % 64 & 1;
+
 	hints[bit / 64] |= 1ull << bit % 64;
+	return !known;
 }
 
 /* --- bindings and links --- */

@@ -300,12 +300,14 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	bt_hint(site, m->wide);
-	m->stats.wide_checks++;
-	if (bv->refill == REFILL_OFTEN) {
+	if (bt_hint(site, m->wide)) {
+		m->stats.wide_checks++;
 		/* It works, if slowly; the trace is made anew when its other checks are settled, too. */
+		if (site->block->trace)
+			bt_trace_stale(bv, site->block);
+	}
+	if (bv->refill == REFILL_OFTEN) {
 		m->sites[bv->site].misses = INT16_MIN;
-		site->block->widened = (uint32_t)m->stats.samples;
 		return m->code + site->host_off;
 	}
 	if (site->block->valid)

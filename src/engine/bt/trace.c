@@ -3,14 +3,15 @@
  * A timer of the vcpu's thread looks at what runs.  A block that shows up twice is worth a trace: from there
  * the next instructions are interpreted and their addresses kept, up to where the path comes back to its
  * beginning, meets another trace, or would go round an inner loop.  A trace is one long block; where the
- * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.
+ * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.  Kernel code is left
+ * alone: in each new address space, every page of a trace has to be looked up first.
  */
 #include "engine/bt/interp.h"
 
 /* Between samples, in ns: less while new code is hot, longer behind a trace, which takes 0.1 ms to make. */
-#define PERIOD_MIN 200000ull
+#define PERIOD_MIN 250000ull
 #define PERIOD_AFTER 500000ull
-#define PERIOD_MAX 5000000ull
+#define PERIOD_MAX 4000000ull
 /* Samples without news of its checks after which a trace is made anew. */
 #define SETTLED 4
 /* A short loop is unrolled up to this length. */
@@ -48,9 +49,9 @@ void bt_trace_sample(struct bt_vcpu *bv)
 		bv->trace_head = b->rip;
 		bt_block_drop(m, b);
 		bv->sample_period = PERIOD_AFTER;
-	} else if (b && b->trace) {
+	} else if (!b || b->trace || !b->valid || !(b->user || (m->dev & DEV_EAGER))) {
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
-	} else if (b && b->valid) {
+	} else {
 		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);
 		if (seen_before(bv, b->rip)) {
 			/* The next time it is come by. */
@@ -61,6 +62,12 @@ void bt_trace_sample(struct bt_vcpu *bv)
 	}
 	bt_world(bv);
 	bt_trace_arm(bv);
+}
+
+void bt_trace_stale(struct bt_vcpu *bv, struct bt_block *b)
+{
+	b->widened = (uint32_t)bv->m->stats.samples;
+	bv->sample_period = PERIOD_AFTER;
 }
 
 static bool has_trace(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, bool user)
@@ -108,6 +115,8 @@ bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 	unsigned n = 0;
 
 	bv->trace_head = 0;
+	if (!user && !(m->dev & DEV_EAGER))
+		return false;
 	bt_cache_reserve(m);
 	generation = m->generation;
 	*rc = 0;

@@ -1244,8 +1244,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 		put_counter(t);
 	for (unsigned i = 0; i < t->plan.n; i++) {
 		/* What bt_cache_reserve promised must do whatever the guest's code is. */
-		if (unlikely(t->e.p - b->host > HOT_RESERVE - STEP_BYTES ||
-			     t->m->cold - cold > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
+		if (unlikely((size_t)(t->e.p - b->host) > HOT_RESERVE - STEP_BYTES ||
+			     (size_t)(t->m->cold - cold) > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
 			put_link(t, i, -1, t->plan.step[i].rip);
 			b->host_len = (uint32_t)(t->e.p - b->host);
 			return;
