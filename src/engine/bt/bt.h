@@ -194,7 +194,7 @@ struct bt_block {
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t user, pair, flags, valid, trace;
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
-	uint32_t widened;     /* a trace: samples taken when it last turned out that a slot does not pay; 0: none */
+	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	const uint8_t *entry; /* for the canonical state */
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
@@ -250,7 +250,15 @@ static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
 }
 
 #define MERGE_FAILURES 8
-#define HINT_BITS 16384u
+
+/* A set of places in guest code, by a hash: it may say yes for others, too.  Forgets everything when it has got
+ * too full to be of use. */
+#define HINT_BITS 65536u
+struct bt_hints {
+	uint64_t bits[HINT_BITS / 64];
+	unsigned count;
+};
+
 #define CANDIDATES 1024u
 
 #define BLOCK_HASH (1u << 17)
@@ -263,8 +271,8 @@ enum {
 	DEV_NO_SHARING = 4,
 	DEV_EAGER = 8,   /* record a trace wherever a look-up leads */
 	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
-	DEV_EVICT = 64,  /* evict a segment of the code cache every so many look-ups */
-	DEV_FORGET = 32, /* flush slots and TLBs every so many exits */
+	DEV_EVICT = 32,  /* evict a segment of the code cache every so many look-ups */
+	DEV_FORGET = 64, /* flush slots and TLBs every so many look-ups */
 };
 
 struct bt_stats {
@@ -314,12 +322,13 @@ struct bt_machine {
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
-	/* By a hash of an instruction's gpa: its check must not be shared; it looks into the TLB. */
-	uint64_t alone[HINT_BITS / 64], wide[HINT_BITS / 64];
+	struct bt_hints alone; /* instructions whose check must not be shared, ... */
+	struct bt_hints wide;  /* ... looks into the TLB */
+	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	struct bt_vcpu *vcpus[64];
 	unsigned nvcpus;
-	uint64_t generation; /* counts flushes of the whole cache */
+	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
@@ -453,12 +462,11 @@ void bt_cache_destroy(struct bt_machine *m);
 void bt_cache_flush(struct bt_machine *m);
 void bt_cache_evict(struct bt_machine *m); /* empties the coldest segment and goes on in it */
 void bt_cache_heat(struct bt_machine *m, const uint8_t *pc);
-/* Notes that site n jumps to code that was put into the current segment behind its own. */
-bool bt_cache_note_stub(struct bt_machine *m, uint32_t n);
 /* Makes room for one more block or trace, by eviction if need be: that much code. */
 #define HOT_RESERVE (60 * KiB)
 #define COLD_RESERVE (64 * KiB)
 void bt_cache_reserve(struct bt_machine *m);
+void bt_cache_reserve_link(struct bt_machine *m); /* likewise, for a link */
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
 struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
 			       unsigned pair, unsigned flags, bool plain);
@@ -471,12 +479,9 @@ void bt_block_drop(struct bt_machine *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
 void bt_code_written(void *data, gpa_t gpa, uint64_t len);
-/* A hint on the instruction of a check, for when it is translated again.  Returns whether it is new. */
-bool bt_hint(const struct bt_site *site, uint64_t *hints);
-static inline unsigned hint_index(gpa_t gpa)
-{
-	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 50) & (HINT_BITS - 1);
-}
+/* Returns whether it is new. */
+bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);
+bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa);
 struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
 struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);

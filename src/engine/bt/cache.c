@@ -203,6 +203,17 @@ void bt_cache_reserve(struct bt_machine *m)
 		bt_cache_evict(m);
 }
 
+/* More than the code of a link takes. */
+#define LINK_RESERVE 512
+
+void bt_cache_reserve_link(struct bt_machine *m)
+{
+	const struct bt_segment *g = &m->segment[m->current];
+
+	if (m->cold + LINK_RESERVE > m->cold_end || g->site + g->stubs == g->site_end)
+		bt_cache_evict(m);
+}
+
 /* --- thunks --- */
 
 const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair)
@@ -494,14 +505,32 @@ void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
 		bt_block_drop(m, b);
 }
 
-bool bt_hint(const struct bt_site *site, uint64_t *hints)
+/* --- hints --- */
+
+static unsigned hint_bit(gpa_t gpa)
 {
-	unsigned bit = hint_index(bt_block_gpa(site->block, site->guest_off));
+	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) & (HINT_BITS - 1);
+}
 
-	bool known = hints[bit / 64] >> bit % 64 & 1;
+bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa)
+{
+	unsigned bit = hint_bit(gpa);
 
-	hints[bit / 64] |= 1ull << bit % 64;
-	return !known;
+	return hints->bits[bit / 64] >> bit % 64 & 1;
+}
+
+bool bt_hint_add(struct bt_hints *hints, gpa_t gpa)
+{
+	unsigned bit = hint_bit(gpa);
+
+	if (bt_hint_has(hints, gpa))
+		return false;
+	if (++hints->count > HINT_BITS / 8) {
+		x86_zero(hints->bits, sizeof(hints->bits));
+		hints->count = 1;
+	}
+	hints->bits[bit / 64] |= 1ull << bit % 64;
+	return true;
 }
 
 /* --- bindings and links --- */
@@ -538,6 +567,14 @@ struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gp
 	if (b->id > m->top_binding)
 		m->top_binding = b->id;
 	return b;
+}
+
+/* Notes that site n jumps to code that was put into the current segment behind its own. */
+static void note_stub(struct bt_machine *m, uint32_t n)
+{
+	struct bt_segment *g = &m->segment[m->current];
+
+	m->stubs[g->site + g->stubs++] = n;
 }
 
 /* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
@@ -586,8 +623,6 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	const uint8_t *leave;
 	struct emit e;
 
-	if (m->cold + 1024 > m->cold_end)
-		return; /* stays unlinked for now */
 	leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
 	e.p = m->cold;
 	if (check) {
@@ -604,8 +639,7 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	if (e.p == m->cold) {
 		e_patch(m->code + site->host_off, to->host);
 	} else {
-		if (!bt_cache_note_stub(m, n))
-			return; /* stays unlinked for now */
+		note_stub(m, n);
 		e_jmp(&e, to->host);
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
@@ -658,16 +692,6 @@ void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 }
 
 /* --- eviction --- */
-
-bool bt_cache_note_stub(struct bt_machine *m, uint32_t n)
-{
-	struct bt_segment *g = &m->segment[m->current];
-
-	if (g->site + g->stubs == g->site_end)
-		return false;
-	m->stubs[g->site + g->stubs++] = n;
-	return true;
-}
 
 /* Where the direct jump of a site leads now. */
 static const uint8_t *jump_target(const struct bt_machine *m, const struct bt_site *site)

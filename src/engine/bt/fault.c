@@ -165,8 +165,12 @@ int bt_thread_init(struct error *err)
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	signal_stack = malloc(SIGNAL_STACK);
 	stack.ss_sp = signal_stack;
-	if (!signal_stack || sigaltstack(&stack, NULL))
+	if (!signal_stack || sigaltstack(&stack, NULL)) {
+		free(signal_stack);
+		signal_stack = NULL;
+		timer_delete(sample_timer);
 		return error_set(err, ENOMEM, "cannot set up a signal stack");
+	}
 	return 0;
 }
 

@@ -311,16 +311,9 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 	g->high = at.at + (int64_t)size;
 }
 
-static bool has_bit(const uint64_t *bits, gpa_t gpa)
-{
-	unsigned n = hint_index(gpa);
-
-	return bits[n / 64] >> n % 64 & 1;
-}
-
 static bool own_check(const struct bt_machine *m, gpa_t gpa)
 {
-	return (m->dev & DEV_NO_SHARING) || has_bit(m->alone, gpa);
+	return (m->dev & DEV_NO_SHARING) || bt_hint_has(&m->alone, gpa);
 }
 
 static void place_memory(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
@@ -345,7 +338,7 @@ static void place_memory(struct plan *p, const struct bt_machine *m, struct trac
 		at.index = k->reg[in->mem_index].id;
 		at.at += k->reg[in->mem_index].delta * in->mem_scale;
 	}
-	s->access[ACCESS_MEM].wide = has_bit(m->wide, gpa);
+	s->access[ACCESS_MEM].wide = bt_hint_has(&m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
 	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
 	      s->shape == S_MEM && in->mem_write, alone);

@@ -37,10 +37,13 @@ AT(bt_site, merged, SITE_MERGED);
 AT(bt_site, misses, SITE_MISSES);
 AT(bt_site, no_retry, SITE_NO_RETRY);
 AT(bt_space, second, 4096 << 5);
-
 AT(bt_site, missed, SITE_MISSED);
 AT(bt_site, counter, SITE_COUNTER);
-_Static_assert(SLOT_MISSES == 64, "runtime.S");
+_Static_assert(SLOT_MISSES == 64 && SLOT_PASSES == 6 && SLOT_LOG == 8192, "runtime.S");
+_Static_assert(SLOT_NO_ADDEND >> 56 == 0x70 && sizeof(struct bt_slot) == 16, "runtime.S");
+_Static_assert(TLB_ENTRIES == 4096 && sizeof(struct tlb_entry) == 32, "runtime.S");
+_Static_assert(TLB_GLOBAL == 1 && TLB_USER == 2, "runtime.S");
+_Static_assert(REFILL_MISS == 0 && REFILL_OFTEN == 1 && REFILL_FULL == 2 && REFILL_AC == 3, "runtime.S");
 AT(tlb_entry, read_tag, TLB_READ_TAG);
 AT(tlb_entry, write_tag, TLB_WRITE_TAG);
 AT(tlb_entry, host, TLB_HOST);
@@ -261,6 +264,9 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 	*fault = false;
 	if (unlikely(bv->v.rip == bv->trace_head) && !site->plain)
 		return NULL;
+	bt_cache_reserve_link(m); /* may evict the site */
+	if (generation != m->generation)
+		return NULL;
 	to = find_block(bv, site->pair, site->flags, site->plain, &binding, fault);
 	if (!to || !binding)
 		return to ? to->host : NULL;
@@ -300,7 +306,7 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	if (bt_hint(site, m->wide)) {
+	if (bt_hint_add(&m->wide, bt_block_gpa(site->block, site->guest_off))) {
 		m->stats.wide_checks++;
 		/* It works, if slowly; the trace is made anew when its other checks are settled, too. */
 		if (site->block->trace)
@@ -389,7 +395,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			}
 			if (site.merged && b->valid &&
 			    ++m->sites[bv->site].failures >= MERGE_FAILURES) {
-				bt_hint(&site, m->alone);
+				bt_hint_add(&m->alone, bt_block_gpa(b, site.guest_off));
 				record_again(bv, b);
 				bt_block_drop(m, b);
 				m->stats.unmerged_checks++;
