@@ -22,6 +22,7 @@ enum exit_reason {
 struct symbols;
 
 struct engine_config {
+	unsigned vcpus;            /* how many there will be; 0: one */
 	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
 	/* bt: what perf(1) is told of translated code. */
 	bool perf_map;                 /* write /tmp/perf-PID.map */

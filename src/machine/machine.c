@@ -329,6 +329,7 @@ static int create_vcpu(struct machine *m, unsigned index, struct error *err)
 
 static int build(struct machine *m, const struct machine_config *config, struct error *err)
 {
+	struct engine_config engine_config = config->engine_config;
 	int ret = ram_init(&m->ram, config->memory, err);
 
 	if (ret)
@@ -337,7 +338,8 @@ static int build(struct machine *m, const struct machine_config *config, struct 
 	m->lapics = calloc(m->nvcpus, sizeof(*m->lapics));
 	if (!m->slots || !m->lapics)
 		return error_set(err, ENOMEM, "not enough memory for a machine");
-	m->engine_machine = m->engine->machine_create(&m->ram, &config->engine_config, err);
+	engine_config.vcpus = m->nvcpus;
+	m->engine_machine = m->engine->machine_create(&m->ram, &engine_config, err);
 	if (!m->engine_machine)
 		return -ENOMEM;
 	for (unsigned i = 0; i < m->nvcpus; i++) {

@@ -98,6 +98,7 @@ struct platform_ops {
 #define ATTENTION_KICK 4u  /* return from engine->run() with EXIT_KICKED */
 #define ATTENTION_SLICE 8u /* return from engine->run() with EXIT_SLICE */
 #define ATTENTION_PROFILE 16u /* the engine's own: see what is hot */
+#define ATTENTION_ENGINE 32u  /* the engine's own: another vcpu has something to tell */
 
 #define XSAVE_AREA_SIZE 4096 /* standard format; x87, SSE, AVX and AVX-512 need 2688 bytes */
 

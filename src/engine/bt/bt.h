@@ -1,6 +1,7 @@
 /* Engine bt: its data, shared by its files.
  *
- *   struct bt_machine   the code cache: blocks by (rip, guest-physical page, entry state)
+ *   struct bt_machine   what the vcpus of a machine share: little (share.c)
+ *   struct bt_cache     a vcpu's code cache: blocks by (rip, guest-physical page, entry state)
  *   struct bt_vcpu      a vcpu; gs: points here while translated code runs
  *   struct bt_space     what one address space and privilege sees: data TLB, jump cache, page ids
  *
@@ -283,13 +284,17 @@ struct bt_stats {
 	uint64_t traces, trace_insns, samples;
 	uint64_t faults, interrupts, page_crossings, signals;
 	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
+	uint64_t interp_by_mnemonic[2048];
+	/* All above are counts. */
 	uint16_t unknown[8]; /* mnemonics */
 #define UNKNOWN_UNDECODABLE 0xffff
-	uint64_t interp_by_mnemonic[2048];
 };
 
 /* The code cache is used and emptied by segments, each a share of everything that code needs. */
 #define SEGMENTS_MAX 64
+#define VCPUS_MAX 64
+#define CACHE_MIN (4 * MiB)
+#define CACHE_MAX GiB
 struct bt_segment {
 	uint8_t *hot, *hot_end, *cold, *cold_end;
 	uint32_t site, site_end, block, block_end, map, map_end;
@@ -300,6 +305,23 @@ struct bt_segment {
 };
 
 struct bt_machine {
+	struct ram *ram;
+	uint64_t cache_bytes; /* of each vcpu */
+	unsigned dev;
+	struct bt_perf *perf; /* NULL: nobody asked */
+	struct bt_vcpu *vcpus[VCPUS_MAX];
+	unsigned nvcpus;
+	struct bt_times times;
+	/* By ram_page_index: bit n: vcpu n may have code from that page; some bit: it has RAM_PAGE_CODE. */
+	uint64_t *users;
+	/* Taken for a few instructions: `users` with the page's flag, and every vcpu's notes. */
+	_Atomic uint32_t lock;
+	struct bt_vcpu *_Atomic exclusive; /* no other vcpu enters translated code */
+};
+
+struct bt_cache {
+	struct bt_machine *machine;
+	struct bt_vcpu *bv; /* whose it is */
 	struct ram *ram;
 	uint64_t cache_bytes;
 	uint8_t *code; /* RWX: thunks, hot code, cold code */
@@ -326,8 +348,6 @@ struct bt_machine {
 	struct bt_hints wide;  /* ... looks into the TLB */
 	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
-	struct bt_vcpu *vcpus[64];
-	unsigned nvcpus;
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
@@ -336,7 +356,20 @@ struct bt_machine {
 	uint32_t live_blocks;
 	struct bt_perf *perf; /* NULL: nobody asked */
 	struct bt_stats stats;
-	struct bt_times times;
+};
+
+/* What other vcpus have to tell one, under the machine's lock: a write to code, or that a page has become
+ * code and no write to it must go unseen. */
+#define NOTES_MAX 64
+struct bt_notes {
+	_Atomic uint32_t pending; /* there are some */
+	uint32_t count;
+	bool overflow; /* more than fit: everything goes */
+	struct bt_note {
+		gpa_t gpa;
+		uint32_t len;
+		bool written;
+	} note[NOTES_MAX];
 };
 
 struct bt_vcpu {
@@ -364,7 +397,10 @@ struct bt_vcpu {
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 
 	/* C only */
-	struct bt_machine *m;
+	struct bt_cache *m;
+	struct bt_machine *machine;
+	struct bt_notes notes;
+	_Atomic uint32_t in_code; /* it is in translated code (kept if there are other vcpus) */
 	_Atomic uint32_t phase; /* what it does, for bt_sample */
 	bool vec_live; /* the guest's vector state is in the host's registers */
 	uint64_t xmask;
@@ -442,9 +478,9 @@ void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of on
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va); /* in every space */
 void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
-void bt_space_drop_writes(struct bt_machine *m, gpa_t page);  /* the page became code */
-void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip); /* the code at rip went */
-void bt_space_forget_code(struct bt_machine *m);              /* all code went */
+void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became code */
+void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
+void bt_space_forget_code(struct bt_cache *m);              /* all code went */
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)
@@ -457,43 +493,63 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
 
 /* cache.c: blocks, links, invalidation */
-int bt_cache_init(struct bt_machine *m, struct error *err);
-void bt_cache_destroy(struct bt_machine *m);
-void bt_cache_flush(struct bt_machine *m);
-void bt_cache_evict(struct bt_machine *m); /* empties the coldest segment and goes on in it */
-void bt_cache_heat(struct bt_machine *m, const uint8_t *pc);
+int bt_cache_init(struct bt_cache *m, struct error *err);
+void bt_cache_destroy(struct bt_cache *m);
+void bt_cache_flush(struct bt_cache *m);
+void bt_cache_evict(struct bt_cache *m); /* empties the coldest segment and goes on in it */
+void bt_cache_heat(struct bt_cache *m, const uint8_t *pc);
 /* Makes room for one more block or trace, by eviction if need be: that much code. */
 #define HOT_RESERVE (60 * KiB)
 #define COLD_RESERVE (64 * KiB)
-void bt_cache_reserve(struct bt_machine *m);
-void bt_cache_reserve_link(struct bt_machine *m); /* likewise, for a link */
+void bt_cache_reserve(struct bt_cache *m);
+void bt_cache_reserve_link(struct bt_cache *m); /* likewise, for a link */
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
-struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			       unsigned pair, unsigned flags, bool plain);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
-struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			      unsigned *count);
-struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
-void bt_block_insert(struct bt_machine *m, struct bt_block *b);
-void bt_block_drop(struct bt_machine *m, struct bt_block *b);
+struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
+void bt_block_insert(struct bt_cache *m, struct bt_block *b);
+void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
-void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
-void bt_code_written(void *data, gpa_t gpa, uint64_t len);
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user);
+void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);
 bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa);
-struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
+struct bt_binding *bt_binding_get(struct bt_cache *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
-struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);
+struct bt_binding *bt_binding_chain(struct bt_cache *m, uint64_t vpage);
 /* Links the direct jump `site` to block `to`, whose page is `binding`.  same_page: source and target
  * lie in one virtual page; global: the mapping outlives address spaces. */
-void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
+void bt_link(struct bt_cache *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
 	     bool same_page, bool global);
 /* A mapping that may have been global went: links that relied on it are checked again. */
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all);
-const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair);
-const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair);
-const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair);
+const uint8_t *bt_exit_thunk(struct bt_cache *m, unsigned flags, unsigned pair);
+const uint8_t *bt_miss_thunk(struct bt_cache *m, bool write, unsigned pair);
+const uint8_t *bt_refill_thunk(struct bt_cache *m, bool write, unsigned pair);
+
+/* share.c */
+/* The page's bytes are about to be translated: from now on every write to it is told. */
+void bt_code_mark(struct bt_cache *m, gpa_t page);
+void bt_code_unmark(struct bt_cache *m, gpa_t page); /* nothing is left that was */
+void bt_code_written(void *machine, gpa_t gpa, uint64_t len); /* for struct ram */
+/* The vcpu's page table entry may let it write: returns whether it does, the page not being code. */
+bool bt_write_cached(struct bt_machine *machine, uint64_t index);
+void bt_notes_take(struct bt_vcpu *bv);
+/* Into translated code and out of it.  false: see to the notes first. */
+bool bt_code_enter(struct bt_vcpu *bv);
+static inline void bt_code_leave(struct bt_vcpu *bv)
+{
+	atomic_store_explicit(&bv->in_code, 0, memory_order_release);
+}
+/* While no other vcpu runs translated code; may be nested in nothing. */
+void bt_exclusive_begin(struct bt_vcpu *bv);
+void bt_exclusive_end(struct bt_vcpu *bv);
+void bt_exclusive_wait(struct bt_vcpu *bv); /* until no other vcpu wants that */
+struct bt_vcpu *bt_this(void); /* fault.c: what this thread runs, or NULL */
 
 /* translate.c */
 struct trans *bt_trans_create(void);
@@ -519,6 +575,9 @@ int bt_thread_init(struct error *err);
 void bt_thread_exit(void);
 void bt_set_gs(struct bt_vcpu *bv); /* this thread runs `bv` now */
 void bt_unset_gs(void);             /* and now it does not */
+
+/* Adds a mnemonic to `unknown`, if it is new and there is room. */
+void bt_note_unknown(struct bt_stats *st, uint16_t mnemonic);
 /* Sets ATTENTION_PROFILE on what this thread runs `ns` from now, unless that is under way. */
 void bt_sample_after(uint64_t ns);
 

@@ -480,8 +480,8 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	in->mem_base = in->mem_index = GPR_NONE;
 	if (len > INSN_MAX)
 		len = INSN_MAX;
-	memcpy(in->bytes, bytes, len);
-	status = ZydisDecoderDecodeFull(&decoders[mode], bytes, len, &zi, ops);
+	memcpy(in->bytes, bytes, len); /* once: another vcpu may change them meanwhile */
+	status = ZydisDecoderDecodeFull(&decoders[mode], in->bytes, len, &zi, ops);
 	if (ZYAN_FAILED(status)) {
 		in->len = 1;
 		if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ||

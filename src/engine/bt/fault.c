@@ -53,7 +53,7 @@ static void save_registers(struct bt_vcpu *bv, const ucontext_t *uc, unsigned pa
 
 static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	const struct insn_map *at;
 	struct bt_block *b;
 
@@ -182,6 +182,11 @@ void bt_thread_exit(void)
 	sigaltstack(&stack, NULL);
 	free(signal_stack);
 	signal_stack = NULL;
+}
+
+struct bt_vcpu *bt_this(void)
+{
+	return bt_current;
 }
 
 void bt_set_gs(struct bt_vcpu *bv)

@@ -20,7 +20,7 @@ static void charge_unknown(struct bt_vcpu *bv, const struct insn *in)
 
 	st->unknown_insns++;
 	bt_world(bv);
-	bt_note_unknown(st, in);
+	bt_note_unknown(st, in->mnemonic ? in->mnemonic : UNKNOWN_UNDECODABLE);
 }
 
 /* --- fetch --- */

@@ -18,7 +18,7 @@
 #define BT_REFILL 5134
 #define BT_SLOT_FILLS 5136
 #define BT_SLOT_LOG 5144
-#define BT_SLOTS 88320
+#define BT_SLOTS 89408
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

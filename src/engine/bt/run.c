@@ -152,7 +152,7 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc)
 struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT;
 	uint32_t id = bv->space->page_id[vpage & (PAGE_IDS - 1)];
 	struct bt_binding *binding;
@@ -195,7 +195,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 				   struct bt_binding **binding, bool *fault)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	uint64_t generation;
 	struct bt_block *b;
 	bool user;
@@ -253,7 +253,7 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
 static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct bt_site *site = &m->sites[n];
 	struct bt_block *from = site->block, *to;
 	uint64_t generation = m->generation;
@@ -300,7 +300,7 @@ static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
 /* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 
 	if (bv->refill == REFILL_FULL) {
 		bt_slots_flush(bv, site->user);
@@ -324,7 +324,7 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
 static int run_translated(struct bt_vcpu *bv, const void *pc)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct vcpu *v = &bv->v;
 
 	while (pc) {
@@ -337,7 +337,16 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		bt_vec_load(bv);
 		bt_flags_to_arith(bv);
 		bt_phase(bv, PHASE_CODE);
-		bt_enter(bv, pc);
+		if (v->ram->concurrent) {
+			if (!bt_code_enter(bv)) {
+				bt_flags_from_arith(bv);
+				return 0;
+			}
+			bt_enter(bv, pc);
+			bt_code_leave(bv);
+		} else {
+			bt_enter(bv, pc);
+		}
 		bt_phase(bv, PHASE_LOOKUP);
 		bt_flags_from_arith(bv);
 		m->stats.exits++;
@@ -428,7 +437,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 /* Developer's switches that must change nothing but the speed. */
 static void misbehave(struct bt_vcpu *bv)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 
 	m->dev_count++;
 	if (m->dev & DEV_EAGER)
@@ -499,6 +508,15 @@ static bool attend(struct bt_vcpu *bv, enum exit_reason *reason)
 	return true;
 }
 
+static void see_to_others(struct bt_vcpu *bv)
+{
+	if (atomic_load(&bv->notes.pending)) {
+		bt_world(bv);
+		bt_notes_take(bv);
+	}
+	bt_exclusive_wait(bv);
+}
+
 enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 {
 	struct vcpu *v = &bv->v;
@@ -514,6 +532,8 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 
 		/* A slice that is over before it began still makes a step, else a guest that asks for
 		 * interrupts faster than slices begin would never get anywhere. */
+		if (unlikely(v->ram->concurrent))
+			see_to_others(bv);
 		if (unlikely(bits && (ran || bits != ATTENTION_SLICE)) && attend(bv, &reason))
 			break;
 		if (!v->irq_shadow)

@@ -37,7 +37,7 @@ static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 
 void bt_trace_sample(struct bt_vcpu *bv)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct bt_block *b;
 
 	m->stats.samples++;
@@ -109,7 +109,7 @@ static bool take_step(struct bt_vcpu *bv, bool user, int *rc)
 bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	bool user = x86_cpl(v) == 3, fault = false;
 	struct bt_binding *page;
 	uint64_t generation;
