@@ -50,6 +50,9 @@ struct engine {
 	enum exit_reason (*run)(struct vcpu *v, struct error *err);
 	/* After the caller changed the vcpu or guest memory behind the engine's back (state load). */
 	void (*state_loaded)(struct vcpu *v);
+	/* The guest asks for every translation to be forgotten (a paravirtual TLB flush).  While it does
+	 * not run. */
+	void (*flush_tlb)(struct vcpu *v);
 	/* Looks at what each vcpu does just now: for the time since the last look, `elapsed`, it is taken
 	 * to have done that.  Any one thread at a time. */
 	void (*sample)(struct engine_machine *em, ns_t elapsed);

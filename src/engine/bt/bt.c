@@ -267,6 +267,12 @@ static void state_loaded(struct vcpu *v)
 	bv->space_kernel = NULL;
 }
 
+static void flush_tlb(struct vcpu *v)
+{
+	bt_space_flush_all(bt_of(v));
+	bt_global_changed(bt_of(v), 0, true);
+}
+
 void bt_note_unknown(struct bt_stats *st, uint16_t name)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
@@ -288,6 +294,7 @@ const struct engine engine_bt = {
     .thread_exit = bt_thread_exit,
     .run = run,
     .state_loaded = state_loaded,
+    .flush_tlb = flush_tlb,
     .sample = bt_sample,
     .counters = bt_counters,
 };

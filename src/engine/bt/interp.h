@@ -85,7 +85,7 @@ int bt_do_load_access_rights(struct bt_vcpu *bv, const struct insn *in, bool lim
 int bt_do_verify(struct bt_vcpu *bv, const struct insn *in, bool write);
 int bt_do_sti(struct vcpu *v);
 int bt_do_cli(struct vcpu *v);
-int bt_do_hypercall(struct vcpu *v);
+int bt_do_hypercall(struct bt_vcpu *bv);
 
 /* operand.c, system.c */
 int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, bool write,
