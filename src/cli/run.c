@@ -327,7 +327,7 @@ static int make_console(struct run *r, struct error *err)
 
 static int make_sched(struct run *r, struct error *err)
 {
-	struct sched_config config = {.engine = r->engine, .workers = (unsigned)r->options.cpus};
+	struct sched_config config = {.engine = r->engine};
 
 	r->sched = sched_create(&config, err);
 	return r->sched ? sched_add(r->sched, r->machine, err) : -err->code;

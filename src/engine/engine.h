@@ -15,6 +15,7 @@ enum exit_reason {
 	EXIT_HALTED,   /* run_state is VCPU_HALTED and nothing is pending */
 	EXIT_SLICE,    /* ATTENTION_SLICE was set */
 	EXIT_KICKED,   /* ATTENTION_KICK was set: look at the machine's inbox and flags */
+	EXIT_YIELD,    /* it waits in a loop, perhaps for a vcpu that could run instead */
 	EXIT_SHUTDOWN, /* triple fault; the state is that of the first fault of the three */
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };

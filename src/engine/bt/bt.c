@@ -227,6 +227,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	bv->v.index = index;
 	bv->v.ram = m->ram;
 	bv->v.before_mmio = bt_platform;
+	bv->pauses = PAUSES;
 	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
 	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

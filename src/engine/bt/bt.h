@@ -134,6 +134,7 @@ enum site_kind {
 	SITE_CROSS, /* the second page of a crossing instruction is not the one translated: interpret */
 	SITE_LINK, /* direct jump not linked yet */
 	SITE_POLL, /* attention at a loop edge */
+	SITE_PAUSE, /* many PAUSEs */
 	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated */
 	SITE_KINDS
 };
@@ -390,6 +391,7 @@ struct bt_vcpu {
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
 	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
+	uint32_t pauses;           /* counts down */
 	uint8_t irq_wait;          /* an interrupt may be deliverable once IF is set */
 	uint8_t slots_local; /* kernel code has a slot for a page that is not global */
 	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
@@ -415,6 +417,7 @@ struct bt_vcpu {
 	 * the current one.  Else GPA_NONE. */
 	gpa_t fetch_gpa;
 	bool redispatch; /* mappings changed: do not go on behind the interpreted instruction */
+	bool yields;     /* it waits in a loop */
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct jump_cache *kernel_jumps;
@@ -545,6 +548,8 @@ static inline void bt_code_leave(struct bt_vcpu *bv)
 {
 	atomic_store_explicit(&bv->in_code, 0, memory_order_release);
 }
+/* So many PAUSEs are a vcpu that waits in a loop for another. */
+#define PAUSES 512
 /* While no other vcpu runs translated code; may be nested in nothing. */
 void bt_exclusive_begin(struct bt_vcpu *bv);
 void bt_exclusive_end(struct bt_vcpu *bv);

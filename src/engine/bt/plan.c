@@ -145,7 +145,7 @@ static enum shape classify(const struct bt_cache *m, const struct insn *in, bool
 		if (in->agen)
 			return in->opsize == 2 && in->mem_base == GPR_RIP ? S_INTERP : S_LEA;
 		if (!in->has_mem)
-			return S_COPY;
+			return in->mnemonic == ZYDIS_MNEMONIC_PAUSE && m->ram->concurrent ? S_PAUSE : S_COPY;
 		if (in->high8)
 			return S_INTERP;
 		if (in->bitmem)
@@ -423,7 +423,7 @@ static void follow_values(struct tracker *k, const struct step *s)
 /* Cannot fault. */
 static bool harmless(const struct step *s)
 {
-	return s->shape == S_NOP || s->shape == S_LEA ||
+	return s->shape == S_NOP || s->shape == S_PAUSE || s->shape == S_LEA ||
 	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }

@@ -30,6 +30,7 @@ enum shape {
 	S_RDTSC,
 	S_PUSHF,
 	S_BITS,
+	S_PAUSE,
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };

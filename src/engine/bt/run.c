@@ -366,6 +366,11 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		generation = m->generation;
 		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
+		case SITE_PAUSE:
+			bv->pauses = PAUSES;
+			bv->yields = true;
+			v->rip = site.target;
+			return 0;
 		case SITE_POLL:
 		case SITE_PAGE: v->rip = site.target; return 0;
 		case SITE_LINK:
@@ -548,6 +553,11 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 			rc = run_once(bv);
 		if (rc == X86_SHUTDOWN) {
 			reason = EXIT_SHUTDOWN;
+			break;
+		}
+		if (unlikely(bv->yields)) {
+			bv->yields = false;
+			reason = EXIT_YIELD;
 			break;
 		}
 		rc = 0;

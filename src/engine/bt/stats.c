@@ -26,10 +26,12 @@ static const char *const site_names[SITE_KINDS] = {
     [SITE_FAULT] = "fault",     [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",
     [SITE_WRITE] = "tlb_write", [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross",
     [SITE_LINK] = "link",       [SITE_POLL] = "poll",     [SITE_PAGE] = "page",
+    [SITE_PAUSE] = "pause",
 };
 
 static const char *const return_names[] = {
     [EXIT_HALTED] = "halted",     [EXIT_SLICE] = "slice", [EXIT_KICKED] = "kicked",
+    [EXIT_YIELD] = "yield",
     [EXIT_SHUTDOWN] = "shutdown", [EXIT_ERROR] = "error",
 };
 

@@ -1010,6 +1010,20 @@ static void put_sti(struct trans *t, unsigned i)
 	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
 
+/* After many, another vcpu gets the chance to do what this one waits for. */
+static void put_pause(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	uint8_t *rel;
+
+	e8(&t->e, 0xf3);
+	e8(&t->e, 0x90);
+	about_to_clobber(t, s->live);
+	e_gs(&t->e, 0xff, 1, false, GS_OFFSET(pauses)); /* dec dword */
+	rel = e_jcc(&t->e, CC_E, t->e.p);
+	leave_at(t, rel, SITE_PAUSE, i)->target = s->rip + s->in.len;
+}
+
 static void put_cld(struct trans *t, unsigned i)
 {
 	struct bt_site *site;
@@ -1179,6 +1193,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_RDTSC: put_rdtsc(t, i); break;
 	case S_PUSHF: put_pushf(t, i); break;
 	case S_BITS: put_bits(t, i, live_after); break;
+	case S_PAUSE: put_pause(t, i); break;
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
