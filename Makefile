@@ -161,13 +161,15 @@ $(GUEST)/vmlinuz: scripts/fetch-kernel
 $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 	scripts/fetch-kernel amd64 $@
 
-$(GUEST)/initrd: scripts/make-initrd guest/init
+$(GUEST)/initrd: scripts/make-initrd guest/init $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*)
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*) \
+		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
 
-build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init
+build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init $(GUEST)/vmlinuz \
+		$(GUEST)/vmlinuz-generic
 	@mkdir -p $(@D)
 	scripts/make-initrd-bench $@
 
