@@ -6,7 +6,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "backend/aio.h"
+#include "backend/disk.h"
 #include "machine/parts.h"
+#include "virtio/blk.h"
 #include "virtio/rng.h"
 
 /* --- devices wake up --- */
@@ -26,6 +29,37 @@ static void wake_device(struct virtio_device *d)
 	struct device_slot *slot = container_of(pci, struct device_slot, pci);
 
 	machine_post(slot->machine, &slot->work);
+}
+
+/* --- I/O ends --- */
+
+static void flush_all(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ndevices; i++)
+		virtio_flush(m->devices[i]->device);
+}
+
+static void run_completions(struct machine *m, void *arg)
+{
+	(void)arg;
+	aio_poll(m->aio);
+	flush_all(m);
+}
+
+/* On the loop's thread, one of aio's, or the worker itself. */
+static void wake_aio(void *data)
+{
+	struct machine *m = data;
+
+	machine_post(m, &m->aio_work);
+}
+
+void machine_drain(struct machine *m)
+{
+	if (!m->aio)
+		return;
+	aio_drain(m->aio);
+	flush_all(m);
 }
 
 /* --- building --- */
@@ -56,21 +90,49 @@ static int add_device(struct machine *m, struct virtio_device *d, struct error *
 	return 0;
 }
 
+static int add_disks(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	int ret = 0;
+
+	if (!config->ndisks)
+		return 0;
+	if (config->ndisks > MACHINE_DISKS_MAX)
+		return error_set(err, EINVAL, "a machine has at most %d disks", MACHINE_DISKS_MAX);
+	m->aio_work = (struct work){.fn = run_completions};
+	m->aio = aio_create(config->loop, wake_aio, m, err);
+	if (!m->aio)
+		return -ENOMEM;
+	for (unsigned i = 0; i < config->ndisks && !ret; i++) {
+		struct disk *disk = config->disks[i];
+
+		disk_attach(disk, m->aio);
+		ret = add_device(
+		    m, virtio_blk_create(&m->env, disk, MIN(m->nvcpus, VIRTIO_QUEUES_MAX), err),
+		    err);
+	}
+	return ret;
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
-	(void)config;
+	int ret;
+
 	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
-	return add_device(m, virtio_rng_create(&m->env, err), err);
+	ret = add_device(m, virtio_rng_create(&m->env, err), err);
+	return ret ? ret : add_disks(m, config, err);
 }
 
 void machine_devices_destroy(struct machine *m)
 {
+	machine_drain(m);
 	for (unsigned i = 0; i < m->ndevices; i++) {
 		virtio_destroy(m->devices[i]->device);
 		free(m->devices[i]);
 	}
 	m->ndevices = 0;
+	aio_destroy(m->aio);
+	m->aio = NULL;
 }
 
 void machine_devices_reset(struct machine *m)

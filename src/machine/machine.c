@@ -404,6 +404,7 @@ void machine_destroy(struct machine *m)
 /* Everything at power-on, RAM zero. */
 static int reset_parts(struct machine *m, struct error *err)
 {
+	machine_drain(m); /* what a disk reads goes to the old memory */
 	if (madvise(m->ram.host, m->ram.size, MADV_DONTNEED))
 		return error_set(err, errno, "cannot clear guest memory: %s", strerror(errno));
 	mclock_init(&m->clock, clock_tsc_khz());
@@ -541,6 +542,7 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 
 	if (!list)
 		return error_set(err, ENOMEM, "not enough memory to save the machine");
+	machine_drain(m);
 	ret = state_save(buf, list, count, &m->ram, err);
 	free(list);
 	return ret;

@@ -89,6 +89,8 @@ struct machine {
 	struct virtio_env env;
 	struct device_slot *devices[PCI_SLOTS]; /* the first `ndevices` */
 	unsigned ndevices;
+	struct aio *aio; /* NULL: there are no disks */
+	struct work aio_work;
 
 	struct work *_Atomic inbox; /* newest first */
 	struct console_queue console_in;
@@ -116,7 +118,7 @@ void machine_console_reset(struct machine *m);
 /* devices.c: what is on the PCI bus. */
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err);
-/* Nothing is in flight: machine_drain() came before. */
+/* Nothing is in flight. */
 void machine_devices_reset(struct machine *m);
 void machine_devices_destroy(struct machine *m);
 /* After a load: looks at what the guest had offered. */
