@@ -154,7 +154,7 @@ static void uring_kick(struct aio *a)
 	do
 		ret = io_uring_submit(&a->ring);
 	while (ret == -EINTR || ret == -EAGAIN || ret == -EBUSY);
-	/* What the page cache had ended at once: the eventfd is for what comes later. */
+	/* What the page cache had has ended at once: no need to wait for the loop. */
 	if (io_uring_cq_ready(&a->ring))
 		a->wake(a->data);
 }
@@ -190,11 +190,15 @@ static void uring_destroy(struct aio *a)
 static const struct aio_kind uring_kind = {"uring", uring_start, uring_kick, uring_reap,
 					   uring_destroy};
 
+/* On the loop's thread.  What ended while it was submitted has often been seen by now.  (An eventfd
+ * for the rest only, as IORING_REGISTER_EVENTFD_ASYNC has it, is silent for what the submitting
+ * thread completes later, too.) */
 static void uring_completed(void *data)
 {
 	struct aio *a = data;
 
-	a->wake(a->data);
+	if (io_uring_cq_ready(&a->ring))
+		a->wake(a->data);
 }
 
 /* 5.6 has all the operations; a probe knows. */
@@ -224,7 +228,7 @@ static int uring_create(struct aio *a, struct loop *loop, struct error *err)
 	}
 	ret = loop_wake_init(loop, &a->completed, uring_completed, a, err);
 	if (!ret) {
-		ret = io_uring_register_eventfd_async(&a->ring, a->completed.source.fd);
+		ret = io_uring_register_eventfd(&a->ring, a->completed.source.fd);
 		if (!ret) {
 			a->kind = &uring_kind;
 			return 0;
