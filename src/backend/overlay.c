@@ -262,7 +262,8 @@ struct disk *disk_overlay_open(struct disk *base, struct error *err)
 	o->disk = (struct disk){.driver = &overlay_driver,
 				.size = base->size,
 				.block_size = base->block_size,
-				.physical_block = base->physical_block};
+				.physical_block = base->physical_block,
+				.discard_block = base->physical_block};
 	base->read_only = true;
 	return &o->disk;
 }
