@@ -53,6 +53,7 @@
 #define L2_SLOTS_MAX 64
 #define L2_BYTES (4 * MiB)
 #define BATCH 512 /* clusters counted at once */
+#define CLUSTER_BITS_MIN 9
 #define CLUSTER_BITS_MAX 21
 
 static const uint8_t zeroes_of_a_cluster[1 << CLUSTER_BITS_MAX];
@@ -709,7 +710,7 @@ static void swap_header(struct header *h)
 /* Why an image is not one that takt reads, or writes; NULL: it is. */
 static const char *objection(const struct header *h, bool write)
 {
-	uint64_t cluster = 1ULL << h->cluster_bits, l1_needed;
+	uint64_t cluster, l1_needed;
 
 	if (h->magic != MAGIC)
 		return "is not a qcow2 image: give format=raw";
@@ -720,9 +721,11 @@ static const char *objection(const struct header *h, bool write)
 	if (h->incompatible & ~INCOMPATIBLE_KNOWN || h->compression > 1 ||
 	    (h->compression && !(h->incompatible & INCOMPATIBLE_COMPRESSION)))
 		return "uses features that takt does not have: convert it with 'qemu-img convert'";
-	if (h->cluster_bits < 9 || h->cluster_bits > CLUSTER_BITS_MAX || h->size % DISK_SECTOR || !h->size ||
-	    h->size > 1ULL << 56 || h->length < (h->version < 3 ? HEADER_V2 : HEADER_V3) ||
-	    h->length > cluster)
+	if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
+		return "has a damaged header: 'qemu-img check' may help";
+	cluster = 1ULL << h->cluster_bits;
+	if (h->size % DISK_SECTOR || !h->size || h->size > 1ULL << 56 ||
+	    h->length < (h->version < 3 ? HEADER_V2 : HEADER_V3) || h->length > cluster)
 		return "has a damaged header: 'qemu-img check' may help";
 	l1_needed = ((h->size - 1) >> h->cluster_bits >> (h->cluster_bits - 3)) + 1;
 	if (h->l1_size < l1_needed || h->l1_size > L1_ENTRIES_MAX || !h->l1_offset ||
@@ -845,7 +848,7 @@ static int open_backing(struct qcow2 *q, const struct header *h, const struct di
 	backing_format(q, h, format, sizeof(format));
 	backing.format = format[0] ? format : NULL;
 	q->backing = disk_open(&backing, err);
-	return q->backing ? 0 : -err->code;
+	return q->backing ? 0 : -EINVAL;
 }
 
 struct disk *disk_qcow2_open(int fd, const struct disk_config *config, struct error *err)
