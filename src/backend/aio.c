@@ -167,7 +167,7 @@ static void *thread_main(void *arg)
 		first = !a->finished.first;
 		list_put(&a->finished, r);
 		pthread_cond_signal(&a->ended);
-		/* Under the lock: aio_drain() cannot return, and the owner go, before the call did. */
+		/* Under the lock: the owner cannot be gone before the call has returned. */
 		if (first)
 			a->wake(a->data);
 	}

@@ -48,8 +48,8 @@ struct machine_config {
 	/* Open, not attached; they outlive the machine.  The guest sees them in this order. */
 	struct disk *const *disks;
 	unsigned ndisks;
-	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.  NULL:
-	 * threads do. */
+	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
+	 * NULL: threads do. */
 	struct loop *loop;
 	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
 	 * worker. */
