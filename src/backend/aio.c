@@ -335,8 +335,10 @@ static const struct aio_kind uring_kind = {"uring", uring_start, uring_kick, uri
 static void uring_completed(void *data)
 {
 	struct aio *a = data;
+	/* The owner moves the head meanwhile: io_uring_cq_ready() is for its thread. */
+	unsigned head = __atomic_load_n(a->ring.cq.khead, __ATOMIC_RELAXED);
 
-	if (io_uring_cq_ready(&a->ring))
+	if (__atomic_load_n(a->ring.cq.ktail, __ATOMIC_ACQUIRE) != head)
 		a->wake(a->data);
 }
 
