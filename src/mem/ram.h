@@ -86,4 +86,18 @@ static inline void ram_written_across(const struct ram *ram, gpa_t gpa, uint64_t
 		ram_written(ram, gpa + first, len - first);
 }
 
+/* The same as ram_written() for any range that ram_host() gave, by its host pointer. */
+static inline void ram_written_host(const struct ram *ram, const void *host, uint64_t len)
+{
+	gpa_t gpa = ram_gpa(ram, host);
+
+	while (len) {
+		uint64_t piece = MIN(len, GUEST_PAGE_SIZE - (gpa & GUEST_PAGE_MASK));
+
+		ram_written(ram, gpa, piece);
+		gpa += piece;
+		len -= piece;
+	}
+}
+
 #endif
