@@ -72,6 +72,8 @@ int virtq_enable(struct virtq *q);
 /* The next chain, with iovecs in iov[0..max-1]: 1; none: 0; malformed, or longer than `max`:
  * -EINVAL. */
 int virtq_pop(struct virtq *q, struct virtq_chain *c, struct iovec *iov, unsigned max);
+/* The chain that was popped last, and not pushed, will be popped again. */
+void virtq_unpop(struct virtq *q);
 /* Gives the chain back, `written` bytes of which the device wrote. */
 void virtq_push(struct virtq *q, const struct virtq_chain *c, uint32_t written);
 /* Whether the driver wants an interrupt for what was pushed since the last call. */
