@@ -46,11 +46,11 @@ static bool is_unchanged(struct inode *i, int fd)
 
 	if (stat_fd(fd, &stx))
 		return false;
-	change = stx.stx_ctime.tv_sec * NS_PER_SEC + stx.stx_ctime.tv_nsec;
+	change = time_ns(&stx.stx_ctime);
 	seen = atomic_load(&i->seen_change);
 	size = atomic_load(&i->seen_size);
 	clock_gettime(CLOCK_REALTIME, &now);
-	if ((uint64_t)(now.tv_sec * NS_PER_SEC + now.tv_nsec - change) < RACY_NS)
+	if ((uint64_t)(now.tv_sec * NS_PER_SEC + now.tv_nsec) - (uint64_t)change < RACY_NS)
 		atomic_store(&i->seen_change, 0);
 	else
 		atomic_store(&i->seen_change, change);

@@ -34,6 +34,11 @@ int stat_fd(int fd, struct statx *stx)
 	return statx(fd, "", AT_EMPTY_PATH, STATX_WANTED, stx) < 0 ? -errno : 0;
 }
 
+int64_t time_ns(const struct statx_timestamp *t)
+{
+	return (int64_t)((uint64_t)t->tv_sec * NS_PER_SEC + t->tv_nsec);
+}
+
 struct inode_key key_of(const struct statx *stx)
 {
 	struct inode_key key = {
@@ -47,7 +52,7 @@ struct inode_key key_of(const struct statx *stx)
 		key.mnt = stx->stx_mnt_id;
 #endif
 	if (stx->stx_mask & STATX_BTIME)
-		key.birth = stx->stx_btime.tv_sec * NS_PER_SEC + stx->stx_btime.tv_nsec;
+		key.birth = time_ns(&stx->stx_btime);
 	return key;
 }
 

@@ -456,19 +456,13 @@ int64_t op_rmdir(struct request *r)
 	return remove_name(r, AT_REMOVEDIR);
 }
 
-static int64_t rename_between(struct request *r, struct inode *to, uint32_t flags)
+static int rename_between(struct request *r, const char *old_name, struct inode *to,
+			  const char *new_name, uint32_t flags)
 {
 	struct hostdir *h = r->h;
-	const char *old_name, *new_name;
 	struct inode *victim = NULL;
-	int rc = take_name(r, false, &old_name), old_fd, new_fd;
+	int old_fd = inode_fd(h, r->node), new_fd = inode_fd(h, to), rc;
 
-	if (!rc)
-		rc = take_name(r, false, &new_name);
-	if (rc)
-		return rc;
-	old_fd = inode_fd(h, r->node);
-	new_fd = inode_fd(h, to);
 	if (old_fd < 0 || new_fd < 0)
 		return MIN(old_fd, new_fd);
 	if (!(flags & (RENAME_NOREPLACE | RENAME_EXCHANGE)))
@@ -490,12 +484,18 @@ static int64_t rename_between(struct request *r, struct inode *to, uint32_t flag
 
 static int64_t rename_to(struct request *r, uint64_t to_id, uint32_t flags)
 {
-	struct inode *to = inode_get(r->h, to_id);
-	int64_t rc;
+	const char *old_name, *new_name;
+	struct inode *to;
+	int rc = take_name(r, false, &old_name);
 
+	if (!rc)
+		rc = take_name(r, false, &new_name);
+	if (rc)
+		return rc;
+	to = inode_get(r->h, to_id);
 	if (!to)
 		return -ESTALE;
-	rc = rename_between(r, to, flags);
+	rc = rename_between(r, old_name, to, new_name, flags);
 	inode_put(r->h, to);
 	return rc;
 }

@@ -277,6 +277,8 @@ bool inode_evict(struct hostdir *h);
 int stat_name(int dir_fd, const char *name, struct statx *stx);
 int stat_fd(int fd, struct statx *stx);
 struct inode_key key_of(const struct statx *stx);
+/* Wraps round for times that only a broken file system has; they are compared for equality only. */
+int64_t time_ns(const struct statx_timestamp *t);
 
 /* --- descriptors and open files (hostdir_handle.c) --- */
 
