@@ -383,8 +383,6 @@ static int open_parts(struct hostdir *h, struct error *err)
 	if (h->proc_fd < 0)
 		return error_set(err, errno, "cannot open /proc/self/fd (%s): shares need /proc",
 				 strerror(errno));
-	if (locks_init(h))
-		return error_set(err, ENOMEM, "out of memory");
 	if (identity_init(h, err) || handles_init(h, err))
 		return -1;
 	return open_root(h, err);
@@ -403,6 +401,8 @@ struct hostdir *hostdir_open(const struct hostdir_config *config, struct error *
 	h->negative = config->cache == HOSTDIR_ALWAYS ? DAY : 0;
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_rwlock_init(&h->renames, NULL);
+	h->proc_fd = -1;
+	locks_init(h);
 	if (open_parts(h, err)) {
 		hostdir_close(h);
 		return NULL;
@@ -415,9 +415,10 @@ void hostdir_close(struct hostdir *h)
 {
 	if (!h)
 		return;
-	locks_destroy(h);
+	locks_end(h);
 	handles_destroy(h);
 	inodes_destroy(h);
+	locks_destroy(h);
 	if (h->proc_fd >= 0)
 		close(h->proc_fd);
 	pthread_rwlock_destroy(&h->renames);

@@ -102,6 +102,8 @@ void locks_drop_all(struct hostdir *h, struct inode *i)
 {
 	struct lock_owner *o;
 
+	if (!h->config.locks)
+		return;
 	pthread_mutex_lock(&h->locks.lock);
 	o = i->owners;
 	i->owners = NULL;
@@ -411,7 +413,7 @@ int64_t op_interrupt(struct request *r)
 
 /* --- life cycle --- */
 
-int locks_init(struct hostdir *h)
+void locks_init(struct hostdir *h)
 {
 	pthread_condattr_t attr;
 
@@ -420,10 +422,9 @@ int locks_init(struct hostdir *h)
 	pthread_mutex_init(&h->locks.lock, NULL);
 	pthread_cond_init(&h->locks.changed, &attr);
 	pthread_condattr_destroy(&attr);
-	return 0;
 }
 
-void locks_destroy(struct hostdir *h)
+void locks_end(struct hostdir *h)
 {
 	locks_cancel(h);
 	pthread_mutex_lock(&h->locks.lock);
@@ -432,6 +433,10 @@ void locks_destroy(struct hostdir *h)
 	pthread_mutex_unlock(&h->locks.lock);
 	if (h->locks.thread_runs)
 		pthread_join(h->locks.thread, NULL);
+}
+
+void locks_destroy(struct hostdir *h)
+{
 	pthread_cond_destroy(&h->locks.changed);
 	pthread_mutex_destroy(&h->locks.lock);
 }

@@ -317,7 +317,9 @@ void proc_path(char path[32], int fd);
 
 /* --- locks (hostdir_lock.c) --- */
 
-int locks_init(struct hostdir *h);
+void locks_init(struct hostdir *h);
+/* Answers all who wait and ends the thread; when no file is left, locks_destroy(). */
+void locks_end(struct hostdir *h);
 void locks_destroy(struct hostdir *h);
 /* Answers all who wait. */
 void locks_cancel(struct hostdir *h);
