@@ -110,6 +110,15 @@ static void table_end(struct out *o, size_t start)
 #define AML_SCOPE 0x10
 #define AML_BUFFER 0x11
 #define AML_PACKAGE 0x12
+#define AML_METHOD 0x14
+#define AML_ARG0 0x68
+#define AML_ARG3 0x6b
+#define AML_OR 0x7d
+#define AML_CREATE_DWORD_FIELD 0x8a
+#define AML_LNOT 0x92
+#define AML_LEQUAL 0x93
+#define AML_IF 0xa0
+#define AML_RETURN 0xa4
 #define AML_EXT 0x5b
 #define AML_EXT_DEVICE 0x82
 
@@ -344,6 +353,51 @@ static void dsdt_motherboard(struct out *o)
 	aml_end(o, start);
 }
 
+/* The operating system controls all of PCI Express that it asks for: no firmware does, and without
+ * this method Linux takes nothing and says so.  ACPI 6.5, 6.2.11; PCI Firmware 3.3, 4.5.1.
+ *
+ *   Method (_OSC, 4, NotSerialized) {
+ *       If (LNot (LEqual (Arg0, "33db4d5b-..."))) {
+ *           CreateDWordField (Arg3, Zero, CDW1)
+ *           Or (CDW1, 4, CDW1)      // unrecognized UUID
+ *       }
+ *       Return (Arg3)
+ *   }
+ */
+static void dsdt_osc(struct out *o)
+{
+	static const uint8_t uuid[16] = {0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40,
+					 0x96, 0x57, 0x74, 0x41, 0xc0, 0x3d, 0xd7, 0x66};
+	size_t method, condition, buffer;
+
+	put8(o, AML_METHOD);
+	method = aml_begin(o);
+	put(o, "_OSC", 4);
+	put8(o, 4); /* arguments */
+	put8(o, AML_IF);
+	condition = aml_begin(o);
+	put8(o, AML_LNOT);
+	put8(o, AML_LEQUAL);
+	put8(o, AML_ARG0);
+	put8(o, AML_BUFFER);
+	buffer = aml_begin(o);
+	aml_integer(o, sizeof(uuid));
+	put(o, uuid, sizeof(uuid));
+	aml_end(o, buffer);
+	put8(o, AML_CREATE_DWORD_FIELD);
+	put8(o, AML_ARG3);
+	put8(o, AML_ZERO);
+	put(o, "CDW1", 4);
+	put8(o, AML_OR);
+	put(o, "CDW1", 4);
+	aml_integer(o, 4);
+	put(o, "CDW1", 4);
+	aml_end(o, condition);
+	put8(o, AML_RETURN);
+	put8(o, AML_ARG3);
+	aml_end(o, method);
+}
+
 static void dsdt_pci(struct out *o, gpa_t window64)
 {
 	size_t start = device_begin(o, "PCI0", "PNP0A08", 0), routing;
@@ -363,6 +417,7 @@ static void dsdt_pci(struct out *o, gpa_t window64)
 	crs_memory32(&crs, PCI_WINDOW32_GPA, PCI_WINDOW32_SIZE);
 	crs_memory64(&crs, window64, PCI_WINDOW64_SIZE);
 	crs_end(&crs, o);
+	dsdt_osc(o);
 	aml_end(o, start);
 }
 

@@ -15,6 +15,7 @@
 #define CFG_FIRST_CAPABILITY 0x40
 
 #define COMMAND_MEMORY 0x0002
+#define COMMAND_MASTER 0x0004
 #define COMMAND_WRITABLE 0x0546 /* memory, bus master, parity, SERR, interrupt disable */
 #define STATUS_CAPABILITIES 0x0010
 
@@ -130,11 +131,15 @@ static bool touches(unsigned offset, unsigned size, unsigned first, unsigned las
 /* `slot` < 32, offset + size within 4096; naturally aligned. */
 static uint64_t config_read(const struct pci_host *h, unsigned slot, unsigned offset, unsigned size)
 {
-	const struct pci_device *d = h->slots[slot];
+	struct pci_device *d = h->slots[slot];
 
 	if (!d)
 		return UINT64_MAX;
-	return offset < PCI_CONFIG_SIZE ? load(d->config + offset, size) : 0;
+	if (offset >= PCI_CONFIG_SIZE)
+		return 0;
+	if (d->config_reading)
+		d->config_reading(d, offset, size);
+	return load(d->config + offset, size);
 }
 
 static void config_write(struct pci_host *h, unsigned slot, unsigned offset, unsigned size,
@@ -245,6 +250,11 @@ int pci_device_add_capability(struct pci_device *d, uint8_t id, unsigned size)
 	return (int)at;
 }
 
+bool pci_device_is_master(const struct pci_device *d)
+{
+	return load(d->config + CFG_COMMAND, 2) & COMMAND_MASTER;
+}
+
 int pci_add(struct pci_host *h, struct pci_device *d, struct error *err)
 {
 	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
@@ -253,6 +263,7 @@ int pci_add(struct pci_host *h, struct pci_device *d, struct error *err)
 		h->slots[slot] = d;
 		d->host = h;
 		d->slot = slot;
+		memcpy(d->power_on, d->config, sizeof(d->power_on));
 		return (int)slot;
 	}
 	return error_set(err, ENOSPC, "the PCI bus is full: a machine has at most %d devices",
@@ -267,18 +278,38 @@ void pci_host_init(struct pci_host *h, gpa_t window64)
 	pci_add(h, &h->bridge, NULL);
 }
 
+/* One after the other, each aligned to its size; a BAR that finds no room gets no address. */
+static void assign_bars(struct pci_host *h)
+{
+	gpa_t next32 = PCI_WINDOW32_GPA, next64 = h->window64;
+
+	for (unsigned i = 0; i < PCI_SLOTS * PCI_BARS; i++) {
+		struct pci_device *d = h->slots[i / PCI_BARS];
+		const struct pci_bar *bar = d ? &d->bars[i % PCI_BARS] : NULL;
+		gpa_t *next, at, window;
+		uint64_t window_size;
+
+		if (!bar || !bar->size)
+			continue;
+		next = bar->wide ? &next64 : &next32;
+		window = bar->wide ? h->window64 : PCI_WINDOW32_GPA;
+		window_size = bar->wide ? PCI_WINDOW64_SIZE : PCI_WINDOW32_SIZE;
+		at = ALIGN_UP(*next, bar->size);
+		if (!inside(at, bar->size, window, window_size))
+			continue;
+		*next = at + bar->size;
+		for (unsigned byte = 0; byte < (bar->wide ? 8 : 4); byte++)
+			d->config[CFG_BAR + i % PCI_BARS * 4 + byte] |= (uint8_t)(at >> byte * 8);
+	}
+}
+
 void pci_host_reset(struct pci_host *h)
 {
 	h->address = 0;
-	for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-		struct pci_device *d = h->slots[slot];
-
-		if (!d)
-			continue;
-		store(d->config + CFG_COMMAND, 2, 0);
-		for (unsigned i = 0; i < PCI_BARS * 4; i++)
-			d->config[CFG_BAR + i] &= ~d->writable[CFG_BAR + i];
-	}
+	for (unsigned slot = 0; slot < PCI_SLOTS; slot++)
+		if (h->slots[slot])
+			memcpy(h->slots[slot]->config, h->slots[slot]->power_on, PCI_CONFIG_SIZE);
+	assign_bars(h);
 	rebuild_maps(h);
 }
 
@@ -286,9 +317,16 @@ static int pci_device_loaded(void *object, struct error *err)
 {
 	struct pci_device *d = object;
 
-	(void)err;
-	if (d->host)
-		rebuild_maps(d->host);
+	if (!d->host)
+		return 0;
+	for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
+		if ((d->config[i] ^ d->power_on[i]) & ~d->writable[i])
+			return error_set(
+			    err, EINVAL,
+			    "the saved machine has another PCI device in slot %u: give "
+			    "it the same devices",
+			    d->slot);
+	rebuild_maps(d->host);
 	return 0;
 }
 

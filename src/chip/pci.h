@@ -4,9 +4,12 @@
  *   4G - 1G ......... 4G - 512M ...      |   above RAM, PCI_WINDOW64_SIZE
  *   | 32-bit window  | ECAM | APICs      |   | 64-bit window |
  *
- * Invariant: `maps` lists, sorted by address, the BARs that are enabled (command bit 1) and lie
- * inside a window; an access belongs to the last one that starts at or below it, if it reaches that
- * far.
+ * BARs have addresses at power-on, as firmware would leave them; the guest turns decoding on, and may
+ * move them.
+ *
+ * Invariants, whatever the guest writes: `maps` lists, sorted by address, the BARs that are enabled
+ * (command bit 1) and lie inside a window; an access belongs to the last one that starts at or below
+ * it, if it reaches that far.  A config space differs from the one at power-on in writable bits only.
  *
  * PCI Local Bus Specification 3.0, chapter 6; PCI Express Base 4.0, 7.2.2 (ECAM).
  */
@@ -37,18 +40,20 @@ struct pci_bar {
 	bool prefetchable;
 };
 
-/* Set up by pci_device_init(), pci_device_set_bar() and by hand, then pci_add(). */
+/* Set up by pci_device_init(), pci_device_set_bar() and by hand, all before pci_add(). */
 struct pci_device {
 	/* --- state --- */
 	uint8_t config[PCI_CONFIG_SIZE];
 	/* --- wiring --- */
 	uint8_t writable[PCI_CONFIG_SIZE]; /* bits the guest can change */
+	uint8_t power_on[PCI_CONFIG_SIZE]; /* what a reset brings back; pci_add() took it */
 	struct pci_bar bars[PCI_BARS];
 	/* Accesses to a mapped BAR: offset + size <= its size, size 1, 2, 4 or 8. */
 	uint64_t (*bar_read)(struct pci_device *d, unsigned bar, uint64_t offset, unsigned size);
 	void (*bar_write)(struct pci_device *d, unsigned bar, uint64_t offset, unsigned size,
 			  uint64_t value);
-	/* After the guest wrote config[offset .. offset+size-1]; may be NULL. */
+	/* Before the guest reads, after it wrote config[offset .. offset+size-1]; may be NULL. */
+	void (*config_reading)(struct pci_device *d, unsigned offset, unsigned size);
 	void (*config_written)(struct pci_device *d, unsigned offset, unsigned size);
 	struct pci_host *host;
 	unsigned slot;
@@ -78,7 +83,7 @@ extern const struct state_table pci_device_state_table;
 
 /* An empty bus but for the host bridge.  `window64` is where the 64-bit window starts. */
 void pci_host_init(struct pci_host *h, gpa_t window64);
-/* Power-on: config spaces keep what pci_add() saw but for command and BARs. */
+/* Power-on: config spaces are as pci_add() saw them, and BARs have addresses. */
 void pci_host_reset(struct pci_host *h);
 
 /* An empty header of type 0; `class_code` as in the class register (24 bits). */
@@ -87,6 +92,8 @@ void pci_device_set_bar(struct pci_device *d, unsigned bar, uint64_t size, bool 
 			bool prefetchable);
 /* Appends a capability of `size` bytes (id and link included) and returns its offset.  -ENOSPC. */
 int pci_device_add_capability(struct pci_device *d, uint8_t id, unsigned size);
+/* Whether the guest lets the device reach its memory. */
+bool pci_device_is_master(const struct pci_device *d);
 /* Puts the device on the bus at the first free slot and returns it.  -ENOSPC.  The device must
  * outlive the host. */
 int pci_add(struct pci_host *h, struct pci_device *d, struct error *err);

@@ -47,6 +47,24 @@ int parse_size(const char *text, uint64_t *bytes)
 	return 0;
 }
 
+bool option_part(const char **value, char *part, size_t size)
+{
+	const char *p = *value;
+	size_t n = 0;
+
+	if (!p)
+		return false;
+	for (; *p && (*p != ',' || p[1] == ','); p++) {
+		if (n + 1 >= size)
+			return false;
+		part[n++] = *p;
+		p += *p == ',';
+	}
+	part[n] = 0;
+	*value = *p ? p + 1 : NULL;
+	return true;
+}
+
 static const struct option_spec *find(const struct option_spec *specs, size_t n, const char *name,
 				      size_t len)
 {
@@ -81,6 +99,16 @@ static int unknown(const struct option_spec *specs, size_t n, const char *name, 
 	return error_set(err, EINVAL, "unknown option --%s: --help lists what there is", word);
 }
 
+static int add_to_list(const struct option_spec *spec, const char *value, struct option_list *list,
+		       struct error *err)
+{
+	if (list->count == OPTION_LIST_MAX)
+		return error_set(err, EINVAL, "--%s is given more than %d times", spec->name,
+				 OPTION_LIST_MAX);
+	list->values[list->count++] = value;
+	return 0;
+}
+
 static int set_value(const struct option_spec *spec, const char *value, void *target,
 		     struct error *err)
 {
@@ -91,6 +119,7 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 	switch (spec->type) {
 	case OPTION_FLAG: *(bool *)member = true; break;
 	case OPTION_TEXT: *(const char **)member = value; break;
+	case OPTION_LIST: return add_to_list(spec, value, member, err);
 	case OPTION_SIZE:
 		rc = parse_size(value, member);
 		if (rc)

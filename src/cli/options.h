@@ -8,8 +8,17 @@
 enum option_type {
 	OPTION_FLAG,   /* bool */
 	OPTION_TEXT,   /* const char * */
+	OPTION_LIST,   /* struct option_list: may be given more than once */
 	OPTION_SIZE,   /* uint64_t bytes: a number with K, M, G or T */
 	OPTION_NUMBER, /* uint64_t */
+};
+
+#define OPTION_LIST_MAX 32
+
+/* What a repeatable option was given, in order. */
+struct option_list {
+	const char *values[OPTION_LIST_MAX];
+	unsigned count;
 };
 
 struct option_spec {
@@ -26,6 +35,10 @@ struct option_spec {
 int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
 		  struct error *err);
 void options_help(const struct option_spec *specs, size_t n);
+
+/* Takes one part of a value like "FILE,ro,format=raw" off its front: up to the next comma, into `part`
+ * (",," stands for a comma in it).  Returns false when nothing is left, or if it does not fit. */
+bool option_part(const char **value, char *part, size_t size);
 
 /* "512M" and the like.  -EINVAL, -ERANGE. */
 int parse_size(const char *text, uint64_t *bytes);

@@ -22,6 +22,7 @@
 #include "base/symbols.h"
 #include "chip/acpi.h"
 #include "cli/commands.h"
+#include "cli/disks.h"
 #include "cli/images.h"
 #include "cli/options.h"
 #include "machine/boot.h"
@@ -39,6 +40,7 @@
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
 	    *symbols;
+	struct option_list disks;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
 };
@@ -50,6 +52,10 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, initrd)},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      offsetof(struct run_options, append)},
+    {"disk", "FILE[,OPTION]...",
+     "a disk, raw: vda, the next is vdb, ...; options: ro, snapshot\n"
+     "(what is written is gone at the end), format=raw, serial=TEXT",
+     OPTION_LIST, offsetof(struct run_options, disks)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
     {"cpus", "N", "processors (default: 1, the only number yet)", OPTION_NUMBER,
@@ -83,6 +89,7 @@ struct run {
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image;
+	struct disks disks;
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -279,6 +286,9 @@ static int make_machine(struct run *r, struct error *err)
 			      .perf_jitdump = r->options.perf_jitdump,
 			      .symbols = r->symbols},
 	    .model = &r->model,
+	    .disks = r->disks.disk,
+	    .ndisks = r->disks.count,
+	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
 	    .console_data = r,
@@ -376,7 +386,8 @@ static int start(struct run *r, struct error *err)
 	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
 	    (rc = choose_images(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
-	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)))
+	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
+	    (rc = disks_open(&r->disks, &r->options.disks, err)))
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
@@ -427,6 +438,7 @@ static void release(struct run *r)
 		sched_destroy(r->sched);
 	if (r->machine)
 		machine_destroy(r->machine);
+	disks_close(&r->disks);
 	boot_image_close(&r->image);
 	symbols_close(r->symbols);
 	loop_wake_destroy(&r->event_wake);

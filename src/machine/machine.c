@@ -346,7 +346,8 @@ static int build(struct machine *m, const struct machine_config *config, struct 
 			return ret;
 	}
 	wire_chips(m);
-	return machine_map_chips(m, err);
+	ret = machine_map_chips(m, err);
+	return ret ? ret : machine_devices_create(m, config, err);
 }
 
 struct machine *machine_create(const struct machine_config *config, struct error *err)
@@ -386,6 +387,7 @@ void machine_destroy(struct machine *m)
 {
 	if (!m)
 		return;
+	machine_devices_destroy(m);
 	for (unsigned i = 0; m->slots && i < m->nvcpus; i++)
 		if (m->slots[i].vcpu)
 			m->engine->vcpu_destroy(m->slots[i].vcpu);
@@ -402,6 +404,7 @@ void machine_destroy(struct machine *m)
 /* Everything at power-on, RAM zero. */
 static int reset_parts(struct machine *m, struct error *err)
 {
+	machine_drain(m); /* what a disk reads goes to the old memory */
 	if (madvise(m->ram.host, m->ram.size, MADV_DONTNEED))
 		return error_set(err, errno, "cannot clear guest memory: %s", strerror(errno));
 	mclock_init(&m->clock, clock_tsc_khz());
@@ -422,6 +425,7 @@ static int reset_parts(struct machine *m, struct error *err)
 	uart_reset(&m->uart);
 	rtc_reset(&m->rtc);
 	pci_host_reset(&m->pci);
+	machine_devices_reset(m);
 	machine_console_reset(m);
 	atomic_store(&m->stop_event, -1);
 	atomic_store(&m->stopped, false);
@@ -474,6 +478,24 @@ static const struct state_table shape_table = {
 
 #define OBJECTS_FIXED 6 /* machine, clock, ioapic, uart, rtc, pci host */
 #define OBJECTS_PER_VCPU 4
+#define OBJECTS_PER_DEVICE (4 + VIRTIO_QUEUES_MAX) /* msix, transport, device, own, queues */
+
+/* A device's objects but for its config space; queues count on from slot * VIRTIO_QUEUES_MAX. */
+static struct state_object *list_device(struct state_object *o, struct device_slot *slot)
+{
+	struct virtio_device *d = slot->device;
+	uint32_t where = slot->pci.pci.slot;
+
+	*o++ = (struct state_object){&msix_state_table, &slot->pci.msix, where};
+	*o++ = (struct state_object){&virtio_pci_state_table, &slot->pci, where};
+	*o++ = (struct state_object){&virtio_device_state_table, d, where};
+	for (unsigned i = 0; i < d->nqueues; i++)
+		*o++ = (struct state_object){&virtq_state_table, &d->queues[i],
+					     where * VIRTIO_QUEUES_MAX + i};
+	if (d->ops->state)
+		*o++ = (struct state_object){d->ops->state, d, where};
+	return o;
+}
 
 /* The whole machine, `shape` standing for its own.  The clock comes first: others arm timers when
  * they are loaded.  Free the list. */
@@ -481,7 +503,9 @@ static struct state_object *list_objects(struct machine *m, struct machine_shape
 					 size_t *count)
 {
 	struct state_object *list =
-	    calloc(OBJECTS_FIXED + OBJECTS_PER_VCPU * m->nvcpus + PCI_SLOTS, sizeof(*list));
+	    calloc(OBJECTS_FIXED + OBJECTS_PER_VCPU * m->nvcpus + PCI_SLOTS +
+		       OBJECTS_PER_DEVICE * m->ndevices,
+		   sizeof(*list));
 	struct state_object *o = list;
 
 	if (!list)
@@ -503,6 +527,8 @@ static struct state_object *list_objects(struct machine *m, struct machine_shape
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		if (m->pci.slots[i])
 			*o++ = (struct state_object){&pci_device_state_table, m->pci.slots[i], i};
+	for (unsigned i = 0; i < m->ndevices; i++)
+		o = list_device(o, m->devices[i]);
 	*count = (size_t)(o - list);
 	return list;
 }
@@ -516,6 +542,7 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 
 	if (!list)
 		return error_set(err, ENOMEM, "not enough memory to save the machine");
+	machine_drain(m);
 	ret = state_save(buf, list, count, &m->ram, err);
 	free(list);
 	return ret;
@@ -558,6 +585,8 @@ int machine_load(struct machine *m, const struct state_buffer *buf, struct error
 	if (!ret)
 		adopt_vcpus(m);
 	tell_engine(m);
+	if (!ret)
+		machine_devices_resume(m);
 	return ret;
 }
 

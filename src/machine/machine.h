@@ -22,8 +22,11 @@
 
 struct machine;
 struct state_buffer;
+struct disk;
+struct loop;
 
 #define MACHINE_VCPUS_MAX 255
+#define MACHINE_DISKS_MAX 26 /* vda to vdz */
 
 /* What became of a machine.  Every event stops it: no worker runs it until machine_reset() and
  * sched_resume(). */
@@ -42,6 +45,12 @@ struct machine_config {
 	const struct engine *engine;
 	struct engine_config engine_config;
 	const struct cpu_model *model; /* copied */
+	/* Open, not attached; they outlive the machine.  The guest sees them in this order. */
+	struct disk *const *disks;
+	unsigned ndisks;
+	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.  NULL:
+	 * threads do. */
+	struct loop *loop;
 	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
 	 * worker. */
 	void (*console_tx)(void *data, const uint8_t *buf, size_t len);
@@ -57,6 +66,11 @@ struct machine_config {
 struct machine *machine_create(const struct machine_config *config, struct error *err);
 /* The machine must not be known to sched/ any more (sched_remove). */
 void machine_destroy(struct machine *m);
+
+/* Waits until no device has anything in flight; what has ended is then seen in guest memory.  No
+ * worker runs the machine.  sched_pause(), machine_save(), machine_load(), machine_reset() and
+ * machine_destroy() do it. */
+void machine_drain(struct machine *m);
 
 /* Power-on: RAM zero, chips and vcpus reset, ACPI tables built in RAM at ACPI_RSDP_GPA.  vcpu 0 is
  * ready to be pointed at a kernel (boot_image_load), the others wait for their start-up IPI. */

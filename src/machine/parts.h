@@ -15,6 +15,7 @@
 #include "chip/uart.h"
 #include "machine/bus.h"
 #include "machine/machine.h"
+#include "virtio/pci.h"
 
 #define CONSOLE_QUEUE 4096
 #define CONSOLE_LINE 256
@@ -57,6 +58,14 @@ struct console_watch {
 	char panic[CONSOLE_LINE];
 };
 
+/* A virtio device on the bus. */
+struct device_slot {
+	struct machine *machine;
+	struct virtio_device *device;
+	struct virtio_pci pci;
+	struct work work; /* virtio_wake() */
+};
+
 struct machine {
 	struct machine_shape shape;
 	struct ram ram;
@@ -77,6 +86,11 @@ struct machine {
 	struct pci_host pci;
 	struct power power;
 	struct bus ports, mmio;
+	struct virtio_env env;
+	struct device_slot *devices[PCI_SLOTS]; /* the first `ndevices` */
+	unsigned ndevices;
+	struct aio *aio; /* NULL: there are no disks */
+	struct work aio_work;
 
 	struct work *_Atomic inbox; /* newest first */
 	struct console_queue console_in;
@@ -100,6 +114,15 @@ int machine_map_chips(struct machine *m, struct error *err);
 /* serial.c: the UART's other side. */
 void machine_console_init(struct machine *m);
 void machine_console_reset(struct machine *m);
+
+/* devices.c: what is on the PCI bus. */
+int machine_devices_create(struct machine *m, const struct machine_config *config,
+			   struct error *err);
+/* Nothing is in flight. */
+void machine_devices_reset(struct machine *m);
+void machine_devices_destroy(struct machine *m);
+/* After a load: looks at what the guest had offered. */
+void machine_devices_resume(struct machine *m);
 
 /* Asks the machine to stop with this event when its vcpus come out of the engine; the first counts.
  */

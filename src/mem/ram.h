@@ -72,4 +72,26 @@ static inline void ram_written_across(const struct ram *ram, gpa_t gpa, uint64_t
 		ram_written(ram, gpa + first, len - first);
 }
 
+/* Where `host`, a pointer into RAM, lies for the guest. */
+static inline gpa_t ram_gpa(const struct ram *ram, const void *host)
+{
+	uint64_t off = (uint64_t)((const uint8_t *)host - ram->host);
+
+	return off < ram->low_size ? off : off - ram->low_size + RAM_HIGH_BASE;
+}
+
+/* The same as ram_written() for any range that ram_host() gave, by its host pointer. */
+static inline void ram_written_host(const struct ram *ram, const void *host, uint64_t len)
+{
+	gpa_t gpa = ram_gpa(ram, host);
+
+	while (len) {
+		uint64_t piece = MIN(len, GUEST_PAGE_SIZE - (gpa & GUEST_PAGE_MASK));
+
+		ram_written(ram, gpa, piece);
+		gpa += piece;
+		len -= piece;
+	}
+}
+
 #endif

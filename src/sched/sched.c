@@ -188,6 +188,7 @@ void sched_pause(struct machine *m)
 	}
 	for (unsigned i = 0; i < all->count; i++)
 		worker_wait_off(all->task[i].worker, &all->task[i]);
+	machine_drain(m);
 }
 
 void sched_resume(struct machine *m)

@@ -40,7 +40,8 @@ void sched_remove(struct sched *s, struct machine *m);
 
 /* Lets a machine run; no effect on one that runs, or that an event has stopped. */
 void sched_resume(struct machine *m);
-/* Returns when no worker runs the machine; until sched_resume() none will. */
+/* Returns when no worker runs the machine and its devices have nothing in flight; until
+ * sched_resume() that stays so. */
 void sched_pause(struct machine *m);
 
 /* Host time that workers spent on this machine so far, but for the slice under way.  Any thread. */

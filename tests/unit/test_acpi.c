@@ -109,6 +109,7 @@ static void tables_are_linked_and_sound(void **state)
 	table(u64(fadt + 140), "DSDT");
 	assert_int_equal(u32(fadt + 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
 	assert_int_equal(fadt[109] & 0x02, 0);    /* no 8042 */
+	assert_int_equal(fadt[109] & 0x08, 0);    /* MSI is allowed */
 	assert_int_equal(fadt[109] & 0x24, 0x04); /* no VGA; the CMOS clock is there */
 	assert_int_equal(u64(fadt + 116 + 4), 0x602);
 	assert_int_equal(u64(fadt + 244 + 4), 0x600);
@@ -182,6 +183,8 @@ static void iasl_reads_the_aml(void **state)
 	static const char *const wanted[] = {
 	    "\"PNP0501\"", "\"PNP0B00\"", "\"PNP0A08\"",        "\"ACPI0007\"",  "_S5",
 	    "0x03F8",      "0xE0000000",  "0x0000000800000000", "Device (C003)",
+	    "Method (_OSC, 4",
+	    "33db4d5b-1ff7-401c-9657-7441c03dd766",
 	};
 	char dir[] = "/tmp/takt-acpi-XXXXXX", path[64], text[65536];
 	const uint8_t *dsdt;

@@ -273,6 +273,7 @@ static int step_mix(struct vcpu *v)
 		apic_write(v, 0x3e0, 0xb);
 		apic_write(v, 0x320, VECTOR); /* one-shot */
 		v->rflags |= SCRIPT_IF;
+		v->regs[GPR_RDX] = 0; /* at reset the processor's signature: no work before a tick */
 		apic_write(v, 0x380, 10000);
 		return SCRIPT_GO_ON;
 	}

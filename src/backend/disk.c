@@ -1,0 +1,193 @@
+#include "backend/disk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+#define QCOW2_MAGIC "QFI\xfb"
+
+/* --- opening --- */
+
+static int explain_open(const struct disk_config *config, int code, struct error *err)
+{
+	switch (code) {
+	case ENOENT:
+		return error_set(err, code,
+				 "disk %s does not exist: make it with 'truncate -s 10G %s'",
+				 config->path, config->path);
+	case EACCES:
+	case EPERM:
+	case EROFS:
+		if (!config->read_only && !config->snapshot)
+			return error_set(
+			    err, code,
+			    "disk %s cannot be written (%s): give ,ro or ,snapshot, or "
+			    "change its permissions",
+			    config->path, strerror(code));
+		/* fall through */
+	default:
+		return error_set(err, code, "cannot open disk %s: %s", config->path,
+				 strerror(code));
+	}
+}
+
+/* Writers keep everybody else out, readers keep writers out.  The lock goes with the descriptor. */
+static int lock(int fd, const struct disk_config *config, bool write, struct error *err)
+{
+	struct flock l = {.l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+
+	if (!fcntl(fd, F_OFD_SETLK, &l))
+		return 0;
+	if (errno == EAGAIN || errno == EACCES)
+		return error_set(err, EBUSY,
+				 write
+				     ? "disk %s is in use by another machine: stop that, or use a "
+				       "copy of the file"
+				     : "disk %s is being written by another machine: stop that, or "
+				       "use a copy of the file",
+				 config->path);
+	log_info("disk %s cannot be locked (%s): make sure that no other machine uses it",
+		 config->path, strerror(errno));
+	return 0;
+}
+
+/* Whether a file looks like what its format is not said to be.  Guests write the first bytes of raw
+ * disks, so they never choose how takt reads them. */
+static int check_format(int fd, const struct disk_config *config, struct error *err)
+{
+	char magic[4] = {0};
+
+	if (config->format && strcmp(config->format, "raw"))
+		return error_set(err, EINVAL, "disk %s: format=%s is not one takt has: use raw",
+				 config->path, config->format);
+	if (!config->format && pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
+	    !memcmp(magic, QCOW2_MAGIC, sizeof(magic)))
+		return error_set(err, EINVAL,
+				 "disk %s looks like a qcow2 image: convert it with 'qemu-img "
+				 "convert -O raw', or give format=raw if it is none",
+				 config->path);
+	return 0;
+}
+
+static int open_file(const struct disk_config *config, struct error *err)
+{
+	bool write = !config->read_only && !config->snapshot;
+	/* Non-blocking: a FIFO would wait for its other end. */
+	int fd =
+	    open(config->path, (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+	int ret;
+
+	if (fd < 0) {
+		ret = errno == EISDIR ? 0 : explain_open(config, errno, err);
+		if (ret)
+			return ret;
+	}
+	if (fd < 0 || fstat(fd, &st) || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))) {
+		if (fd >= 0)
+			close(fd);
+		return error_set(err, EINVAL,
+				 "disk %s is neither a regular file nor a block device",
+				 config->path);
+	}
+	/* io_uring would take it for a wish to be told to try again. */
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+	ret = lock(fd, config, write, err);
+	if (!ret)
+		ret = check_format(fd, config, err);
+	if (!ret)
+		return fd;
+	close(fd);
+	return ret;
+}
+
+static struct disk *open_layers(const struct disk_config *config, struct error *err)
+{
+	int fd = open_file(config, err);
+	struct disk *d, *over;
+
+	if (fd < 0)
+		return NULL;
+	d = disk_raw_open(fd, config, err);
+	if (!d)
+		close(fd);
+	if (!d || !config->snapshot)
+		return d;
+	over = disk_overlay_open(d, err);
+	if (!over)
+		disk_close(d);
+	return over;
+}
+
+struct disk *disk_open(const struct disk_config *config, struct error *err)
+{
+	struct disk *d;
+
+	if (config->serial && strlen(config->serial) > DISK_SERIAL) {
+		error_set(err, EINVAL, "disk %s: a serial number has at most %d characters",
+			  config->path, DISK_SERIAL);
+		return NULL;
+	}
+	d = open_layers(config, err);
+	if (!d)
+		return NULL;
+	d->read_only = config->read_only;
+	if (config->serial)
+		memcpy(d->serial, config->serial, strlen(config->serial));
+	return d;
+}
+
+/* --- life --- */
+
+void disk_attach(struct disk *d, struct aio *aio)
+{
+	d->aio = aio;
+	if (d->driver->attach)
+		d->driver->attach(d, aio);
+}
+
+void disk_close(struct disk *d)
+{
+	if (d)
+		d->driver->close(d);
+}
+
+void disk_submit(struct disk *d, struct disk_request *r)
+{
+	int ret = 0;
+
+	r->disk = d;
+	if (r->op != DISK_READ && r->op != DISK_FLUSH && d->read_only)
+		ret = -EROFS;
+	else if (r->op != DISK_FLUSH && (r->offset % DISK_SECTOR || r->length % DISK_SECTOR ||
+					 r->offset > d->size || r->length > d->size - r->offset))
+		ret = -EINVAL;
+	if (ret || (r->op != DISK_FLUSH && !r->length))
+		disk_done(r, ret);
+	else
+		d->driver->submit(d, r);
+}
+
+unsigned disk_slice(struct iovec *to, const struct iovec *from, unsigned n, uint64_t offset,
+		    uint64_t length)
+{
+	unsigned count = 0;
+
+	for (unsigned i = 0; i < n && length; i++) {
+		uint64_t piece;
+
+		if (offset >= from[i].iov_len) {
+			offset -= from[i].iov_len;
+			continue;
+		}
+		piece = MIN(from[i].iov_len - offset, length);
+		to[count++] = (struct iovec){(uint8_t *)from[i].iov_base + offset, piece};
+		length -= piece;
+		offset = 0;
+	}
+	return count;
+}

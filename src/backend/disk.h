@@ -1,0 +1,108 @@
+/* A disk: blocks that a machine's virtio-blk reads and writes, whatever they are kept in.
+ *
+ *   virtio-blk ─▶ disk_submit() ─▶ [overlay: `,snapshot`] ─▶ raw ─▶ aio ─▶ file
+ *                      done() ◀───────────────────────────────────────┘
+ *
+ * A driver (raw.c, overlay.c) is one table of functions.  disk_submit() has checked a request against
+ * the disk; a driver answers it once by disk_done(), at once or from aio_poll().
+ *
+ * All is called by the owner of the aio, which serializes it.
+ */
+#ifndef TAKT_BACKEND_DISK_H
+#define TAKT_BACKEND_DISK_H
+
+#include <sys/uio.h>
+
+#include "backend/aio.h"
+#include "base/error.h"
+#include "base/types.h"
+
+#define DISK_SECTOR 512u
+#define DISK_SERIAL 20 /* characters */
+
+enum disk_op {
+	DISK_READ,
+	DISK_WRITE,
+	DISK_FLUSH,   /* what was written before is on stable storage */
+	DISK_DISCARD, /* the contents are of no interest any more */
+	DISK_ZERO,
+};
+
+struct disk;
+
+struct disk_request {
+	enum disk_op op;
+	bool may_unmap;          /* DISK_ZERO: the space may be given back */
+	uint64_t offset, length; /* bytes, whole sectors; not for DISK_FLUSH */
+	/* For reads and writes, `length` bytes; as it was when done() is called. */
+	struct iovec *iov;
+	unsigned niov;
+	/* 0 or -errno. */
+	void (*done)(struct disk_request *r, int result);
+
+	/* --- the driver's --- */
+	struct disk *disk;
+	struct aio_request io;
+	void *own;
+	int step;
+};
+
+struct disk_driver {
+	const char *name;
+	void (*submit)(struct disk *d, struct disk_request *r);
+	void (*attach)(struct disk *d, struct aio *aio); /* may be NULL */
+	void (*close)(struct disk *d);                   /* frees `d` */
+};
+
+/* A driver's struct begins with it. */
+struct disk {
+	const struct disk_driver *driver;
+	struct aio *aio;
+	uint64_t size;           /* bytes, whole sectors */
+	unsigned block_size;     /* logical, bytes */
+	unsigned physical_block; /* bytes, what writes had better be multiples of */
+	bool read_only;
+	char serial[DISK_SERIAL + 1];
+};
+
+struct disk_config {
+	const char *path;
+	const char *format; /* "raw"; NULL: raw, unless the file looks like something else */
+	const char *serial; /* for the guest, up to 20 characters; NULL: none */
+	bool read_only;
+	bool snapshot; /* writes go elsewhere and are gone at the end */
+};
+
+/* Opens and locks what `path` names.  The sentence names it and says what to do. */
+struct disk *disk_open(const struct disk_config *config, struct error *err);
+/* Where its requests go.  Nothing is in flight. */
+void disk_attach(struct disk *d, struct aio *aio);
+/* Nothing is in flight. */
+void disk_close(struct disk *d);
+
+/* Takes a request, which ends with done(); that may be before this returns.  disk_kick() starts it.
+ * Beyond the disk or not whole sectors: -EINVAL; a write to a read-only disk: -EROFS. */
+void disk_submit(struct disk *d, struct disk_request *r);
+static inline void disk_kick(struct disk *d)
+{
+	aio_kick(d->aio);
+}
+
+/* --- for drivers --- */
+
+static inline void disk_done(struct disk_request *r, int result)
+{
+	r->done(r, result);
+}
+
+/* The `length` bytes of `from` that begin at `offset`, as iovecs in `to`, which has room for `n`.
+ * Returns how many they are. */
+unsigned disk_slice(struct iovec *to, const struct iovec *from, unsigned n, uint64_t offset,
+		    uint64_t length);
+
+/* A file or block device, open and locked.  Takes `fd` if it succeeds. */
+struct disk *disk_raw_open(int fd, const struct disk_config *config, struct error *err);
+/* Writes over `base`, which it takes if it succeeds, go to a file that nobody else sees. */
+struct disk *disk_overlay_open(struct disk *base, struct error *err);
+
+#endif

@@ -1,0 +1,148 @@
+/* The virtio devices of a machine: which it has, and what they ask of it.
+ *
+ * Invariant: what a backend completes reaches a device on the thread that runs the machine, in
+ * machine_advance(), or in machine_drain() while none does; interrupts follow for all of it at once.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "backend/aio.h"
+#include "backend/disk.h"
+#include "machine/parts.h"
+#include "virtio/blk.h"
+#include "virtio/rng.h"
+
+/* --- devices wake up --- */
+
+static void run_woken(struct machine *m, void *arg)
+{
+	struct device_slot *slot = arg;
+
+	(void)m;
+	virtio_woken(slot->device);
+	virtio_flush(slot->device);
+}
+
+static void wake_device(struct virtio_device *d)
+{
+	struct virtio_pci *pci = d->transport_data;
+	struct device_slot *slot = container_of(pci, struct device_slot, pci);
+
+	machine_post(slot->machine, &slot->work);
+}
+
+/* --- I/O ends --- */
+
+static void flush_all(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ndevices; i++)
+		virtio_flush(m->devices[i]->device);
+}
+
+static void run_completions(struct machine *m, void *arg)
+{
+	(void)arg;
+	aio_poll(m->aio);
+	flush_all(m);
+}
+
+/* On the loop's thread, one of aio's, or the worker itself. */
+static void wake_aio(void *data)
+{
+	struct machine *m = data;
+
+	machine_post(m, &m->aio_work);
+}
+
+void machine_drain(struct machine *m)
+{
+	if (!m->aio)
+		return;
+	aio_drain(m->aio);
+	flush_all(m);
+}
+
+/* --- building --- */
+
+/* Puts a device, which may be NULL for one that could not be made, on the bus. */
+static int add_device(struct machine *m, struct virtio_device *d, struct error *err)
+{
+	struct device_slot *slot;
+	int ret;
+
+	if (!d)
+		return -ENOMEM;
+	slot = m->ndevices < PCI_SLOTS ? calloc(1, sizeof(*slot)) : NULL;
+	if (!slot) {
+		virtio_destroy(d);
+		return error_set(err, ENOMEM, "not enough memory for the machine's devices");
+	}
+	slot->machine = m;
+	slot->device = d;
+	slot->work = (struct work){.fn = run_woken, .arg = slot};
+	ret = virtio_pci_init(&slot->pci, d, &m->pci, &m->apic_bus, err);
+	if (ret) {
+		virtio_destroy(d);
+		free(slot);
+		return ret;
+	}
+	m->devices[m->ndevices++] = slot;
+	return 0;
+}
+
+static int add_disks(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	int ret = 0;
+
+	if (!config->ndisks)
+		return 0;
+	if (config->ndisks > MACHINE_DISKS_MAX)
+		return error_set(err, EINVAL, "a machine has at most %d disks", MACHINE_DISKS_MAX);
+	m->aio_work = (struct work){.fn = run_completions};
+	m->aio = aio_create(config->loop, wake_aio, m, err);
+	if (!m->aio)
+		return -ENOMEM;
+	for (unsigned i = 0; i < config->ndisks && !ret; i++) {
+		struct disk *disk = config->disks[i];
+
+		disk_attach(disk, m->aio);
+		ret = add_device(
+		    m, virtio_blk_create(&m->env, disk, MIN(m->nvcpus, VIRTIO_QUEUES_MAX), err),
+		    err);
+	}
+	return ret;
+}
+
+int machine_devices_create(struct machine *m, const struct machine_config *config,
+			   struct error *err)
+{
+	int ret;
+
+	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
+	ret = add_device(m, virtio_rng_create(&m->env, err), err);
+	return ret ? ret : add_disks(m, config, err);
+}
+
+void machine_devices_destroy(struct machine *m)
+{
+	machine_drain(m);
+	for (unsigned i = 0; i < m->ndevices; i++) {
+		virtio_destroy(m->devices[i]->device);
+		free(m->devices[i]);
+	}
+	m->ndevices = 0;
+	aio_destroy(m->aio);
+	m->aio = NULL;
+}
+
+void machine_devices_reset(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ndevices; i++)
+		virtio_pci_reset(&m->devices[i]->pci);
+}
+
+void machine_devices_resume(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ndevices; i++)
+		virtio_resume(m->devices[i]->device);
+}
