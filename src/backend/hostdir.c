@@ -184,7 +184,6 @@ static int64_t op_init(struct request *r)
 static int64_t op_destroy(struct request *r)
 {
 	hostdir_reset(r->h);
-	atomic_store(&r->h->ready, false);
 	return 0;
 }
 
@@ -341,9 +340,15 @@ size_t hostdir_handle(struct hostdir *h, struct hostdir_request *io)
 
 void hostdir_reset(struct hostdir *h)
 {
+	atomic_store(&h->ready, false);
 	locks_cancel(h);
 	handles_reset(h);
 	inodes_reset(h);
+}
+
+void hostdir_cancel(struct hostdir *h)
+{
+	locks_cancel(h);
 }
 
 void hostdir_stats(struct hostdir *h, struct hostdir_stats *stats)
@@ -353,6 +358,7 @@ void hostdir_stats(struct hostdir *h, struct hostdir_stats *stats)
 	stats->handles = h->handles_live;
 	stats->evictions = h->evictions;
 	pthread_mutex_unlock(&h->lock);
+	stats->mounted = atomic_load(&h->ready);
 	stats->descriptors = atomic_load(&h->descriptors);
 	pthread_mutex_lock(&h->locks.lock);
 	stats->waiting = h->locks.waiting;

@@ -75,8 +75,12 @@ size_t hostdir_handle(struct hostdir *h, struct hostdir_request *request);
  * answered; those in progress on other threads finish.  A guest's FUSE_INIT does the same. */
 void hostdir_reset(struct hostdir *h);
 
+/* Answers (EINTR) the requests that wait for locks now. */
+void hostdir_cancel(struct hostdir *h);
+
 /* For tests and statistics. */
 struct hostdir_stats {
+	bool mounted; /* a guest has begun (FUSE_INIT) and not ended its session */
 	unsigned inodes, handles, descriptors, waiting;
 	uint64_t evictions;
 };
