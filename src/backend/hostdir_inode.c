@@ -17,7 +17,8 @@
 
 #define STATX_WANTED (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 #define DEPTH_MAX 1024    /* cold directories above each other */
-#define EVICTION_TRIES 32 /* inodes looked at to find one that can be made cold */
+#define EVICTION_TRIES 32 /* inodes that cannot be made cold, before giving up */
+#define EVICTION_TURN 64  /* inodes passed by while the lock is held */
 
 /* What heating may do. */
 #define HEAT_NESTED 1 /* part of an eviction: does not evict */
@@ -157,6 +158,7 @@ static struct inode *new_slot(struct hostdir *h)
 
 static void hot_add(struct hostdir *h, struct inode *i, int fd)
 {
+	h->hot++;
 	if (h->hand) {
 		i->hot_next = h->hand;
 		i->hot_prev = h->hand->hot_prev;
@@ -170,6 +172,7 @@ static void hot_add(struct hostdir *h, struct inode *i, int fd)
 
 static void hot_remove(struct hostdir *h, struct inode *i)
 {
+	h->hot--;
 	if (h->hand == i)
 		h->hand = i->hot_next == i ? NULL : i->hot_next;
 	i->hot_prev->hot_next = i->hot_next;
@@ -404,13 +407,17 @@ int inode_stat(struct hostdir *h, struct inode *i, struct statx *stx)
 
 /* --- from hot to cold --- */
 
-/* Takes the next hot inode that nobody else holds and nobody used since the last time; held. */
-static struct inode *coldest(struct hostdir *h)
+/* Takes the next hot inode that nobody else holds and nobody used since the last time; held.  NULL: it was
+ * none of the next few.  *left: how many there are still to pass by; it begins with 0. */
+static struct inode *coldest(struct hostdir *h, uint32_t *left)
 {
 	struct inode *found = NULL;
 
 	pthread_mutex_lock(&h->lock);
-	for (unsigned turn = 0; h->hand && turn < 2 * EVICTION_TRIES && !found; turn++) {
+	if (!*left)
+		*left = 2 * h->hot + 1; /* once round takes away the marks, once more finds the first */
+	for (unsigned turn = 0; h->hand && turn < EVICTION_TURN && *left > 1 && !found; turn++) {
+		--*left;
 		struct inode *i = h->hand;
 
 		h->hand = i->hot_next;
@@ -444,15 +451,18 @@ static bool is_in_place(struct hostdir *h, struct inode *i)
 
 bool inode_evict(struct hostdir *h)
 {
+	unsigned tries = 0;
 	bool done = false;
+	uint32_t left = 0;
 
-	for (unsigned tries = 0; tries < EVICTION_TRIES && !done; tries++) {
-		struct inode *i = coldest(h);
+	do {
+		struct inode *i = coldest(h, &left);
 		bool there;
 		int fd = -1;
 
 		if (!i)
-			continue; /* that turn only took away marks */
+			continue;
+		tries++;
 		there = is_in_place(h, i);
 		pthread_mutex_lock(&h->lock);
 		if (there && i->refs == 1) {
@@ -465,7 +475,7 @@ bool inode_evict(struct hostdir *h)
 		if (fd >= 0)
 			descriptor_close(h, fd);
 		done = fd >= 0;
-	}
+	} while (!done && tries < EVICTION_TRIES && left > 1);
 	return done;
 }
 

@@ -124,6 +124,7 @@ struct hostdir {
 	uint32_t nbuckets; /* a power of two */
 	uint32_t live;     /* inodes in the hash */
 	struct inode *hand; /* the circle of hot inodes; NULL: none */
+	uint32_t hot;       /* how many they are */
 	struct inode *root;
 	struct handle **handle_chunk;
 	uint32_t nhandles, handle_limit;

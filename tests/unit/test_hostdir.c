@@ -1571,6 +1571,7 @@ static void waiting_can_be_interrupted(void **state)
 	hostdir_stats(dir, &stats);
 	assert_int_equal(stats.waiting, 0);
 	assert_int_equal(stats.descriptors, 1);
+	fuse_init(&c, ALL_FLAGS, NULL);
 	fuse_lookup(&c, ROOT, "f", &node);
 	fuse_open(&c, node, O_RDWR, &fh);
 	assert_int_equal(fuse_lock(&c, FUSE_SETLK, node, fh, OWNER_A, F_WRLCK, 0, WHOLE, 0), 0);
@@ -1641,6 +1642,31 @@ static void more_inodes_than_descriptors(void **state)
 			assert_int_equal(fuse_getattr(&c, files[d][f], NULL), 0);
 	hostdir_stats(dir, &stats);
 	assert_true(stats.evictions > 100);
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static void all_of_a_large_tree_can_be_opened(void **state)
+{
+	enum { FILES = 6000 };
+	struct rlimit limit, large;
+	struct hostdir_stats stats;
+
+	(void)state;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	large = (struct rlimit){MIN(limit.rlim_max, 8192), limit.rlim_max};
+	setrlimit(RLIMIT_NOFILE, &large);
+	config.descriptors = (unsigned)large.rlim_cur / 2;
+	restart();
+	for (unsigned i = 0; i < FILES; i++) {
+		uint64_t node, fh;
+		char name[32];
+
+		snprintf(name, sizeof(name), "f%u", i);
+		assert_int_equal(fuse_create(&c, ROOT, name, O_RDWR, 0644, &node, &fh), 0);
+		assert_int_equal(fuse_release(&c, node, fh, false), 0);
+	}
+	hostdir_stats(dir, &stats);
+	assert_true(stats.evictions >= FILES - config.descriptors);
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
@@ -2183,6 +2209,7 @@ int main(void)
 	    TEST(waiting_can_be_interrupted),
 	    TEST(locks_are_the_guests_own_unless_asked_for),
 	    TEST(more_inodes_than_descriptors),
+	    TEST(all_of_a_large_tree_can_be_opened),
 	    TEST(too_many_open_files_are_refused_and_harmless),
 	    TEST(the_process_may_have_no_descriptors_left),
 	    TEST(a_full_disk_is_an_error_of_the_write),
