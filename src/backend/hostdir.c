@@ -143,6 +143,9 @@ static uint32_t wanted_flags(const struct hostdir *h)
 		flags |= FUSE_AUTO_INVAL_DATA;
 	else if (!c->read_only)
 		flags |= FUSE_WRITEBACK_CACHE;
+	/* Nothing to keep for an open file: see without_opening(). */
+	if (c->cache == HOSTDIR_ALWAYS && c->read_only && !c->locks)
+		flags |= FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT;
 	/* A symbolic link never changes; a new one of the same name is another inode. */
 	if (c->cache != HOSTDIR_NONE)
 		flags |= FUSE_CACHE_SYMLINKS;

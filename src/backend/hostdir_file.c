@@ -108,6 +108,8 @@ int64_t op_open(struct request *r)
 
 	if (!in)
 		return -EINVAL;
+	if (without_opening(r->h, false))
+		return -ENOSYS;
 	if (r->room < sizeof(struct fuse_open_out))
 		return -EOVERFLOW;
 	if (r->h->config.read_only && ((in->flags & O_ACCMODE) != O_RDONLY || in->flags & O_TRUNC))
@@ -133,6 +135,8 @@ int64_t op_opendir(struct request *r)
 
 	if (!TAKE(r, struct wire_open_in))
 		return -EINVAL;
+	if (without_opening(r->h, true))
+		return -ENOSYS;
 	if (r->room < sizeof(struct fuse_open_out))
 		return -EOVERFLOW;
 	if (r->node->key.type != S_IFDIR)
@@ -145,6 +149,40 @@ int64_t op_opendir(struct request *r)
 	if (r->h->config.cache == HOSTDIR_ALWAYS)
 		reply = FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR;
 	return reply_handle(r, fd, true, O_RDONLY, reply);
+}
+
+/* The handle that a request is about.  Without opening, one for this request alone: what it costs is paid
+ * by the data that the guest then keeps. */
+static int use_handle(struct request *r, uint64_t fh, bool dir, struct handle **f, bool *own)
+{
+	struct inode *i;
+	int fd = -EBADF;
+
+	*own = !fh && without_opening(r->h, dir);
+	if (*own) {
+		i = inode_get(r->h, r->head.nodeid);
+		if (!i)
+			return -ESTALE;
+		if (i->key.type == (dir ? S_IFDIR : S_IFREG))
+			fd = inode_fd(r->h, i);
+		if (fd >= 0)
+			fd = dir ? descriptor_open(r->h, fd, ".", O_RDONLY | O_DIRECTORY, 0)
+				 : descriptor_reopen(r->h, fd, O_RDONLY);
+		if (fd >= 0)
+			fd = handle_new(r->h, i, fd, dir, O_RDONLY, &fh);
+		inode_put(r->h, i);
+		if (fd < 0)
+			return fd;
+	}
+	*f = handle_get(r->h, fh, r->head.nodeid, dir);
+	return *f ? 0 : -EBADF;
+}
+
+static void done_with(struct request *r, struct handle *f, bool own)
+{
+	if (own)
+		handle_release(r->h, f->id, r->head.nodeid, f->dir);
+	handle_put(r->h, f);
 }
 
 /* --- data --- */
@@ -181,15 +219,17 @@ int64_t op_read(struct request *r)
 	const struct fuse_read_in *in = TAKE(r, struct fuse_read_in);
 	struct handle *f;
 	int64_t done;
+	bool own;
+	int rc;
 
 	if (!in)
 		return -EINVAL;
-	f = handle_get(r->h, in->fh, r->head.nodeid, false);
-	if (!f)
-		return -EBADF;
+	rc = use_handle(r, in->fh, false, &f, &own);
+	if (rc)
+		return rc;
 	done = transfer(f->fd, r->io->out, r->io->nout, sizeof(struct fuse_out_header),
 			MIN(in->size, r->room), in->offset, 0, false);
-	handle_put(r->h, f);
+	done_with(r, f, own);
 	r->direct = true;
 	return done;
 }
@@ -311,6 +351,8 @@ int64_t op_lseek(struct request *r)
 	/* The others depend on a position, which the guest keeps. */
 	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE)
 		return -EINVAL;
+	if (without_opening(r->h, false))
+		return -ENOSYS; /* the guest then takes files for data throughout */
 	f = handle_get(r->h, in->fh, r->head.nodeid, false);
 	if (!f)
 		return -EBADF;
@@ -393,12 +435,14 @@ static int64_t list(struct request *r, bool plus)
 	size_t size, want, done = 0;
 	struct handle *f;
 	ssize_t n;
+	bool own;
+	int rc;
 
 	if (!in)
 		return -EINVAL;
-	f = handle_get(r->h, in->fh, r->head.nodeid, true);
-	if (!f)
-		return -EBADF;
+	rc = use_handle(r, in->fh, true, &f, &own);
+	if (rc)
+		return rc;
 	size = MIN(MIN(in->size, r->room), REPLY_MAX);
 	want = plus ? size / 4 : size;
 	n = read_entries(f, in->offset, buf, MAX(MIN(want, DIRENTS_MAX), DIRENTS_MIN));
@@ -411,7 +455,7 @@ static int64_t list(struct request *r, bool plus)
 		done += len;
 		at += d->reclen;
 	}
-	handle_put(r->h, f);
+	done_with(r, f, own);
 	if (n < 0)
 		return n;
 	return n && !done ? -EINVAL : (int64_t)done; /* nothing would mean the end */
@@ -490,6 +534,8 @@ static int64_t sync_handle(struct request *r, bool dir)
 
 	if (!in)
 		return -EINVAL;
+	if (without_opening(r->h, dir))
+		return -ENOSYS; /* nothing to sync, and no need to ask again */
 	f = handle_get(r->h, in->fh, r->head.nodeid, dir);
 	if (!f)
 		return -EBADF;

@@ -235,6 +235,13 @@ static inline bool negotiated(const struct hostdir *h, uint32_t flag)
 	return atomic_load_explicit(&h->flags, memory_order_relaxed) & flag;
 }
 
+/* On a read-only share that nobody else changes, OPEN and OPENDIR have nothing to say.  They are refused
+ * (ENOSYS), upon which the guest opens without asking, and reads by inode (file handle 0). */
+static inline bool without_opening(const struct hostdir *h, bool dir)
+{
+	return negotiated(h, dir ? FUSE_NO_OPENDIR_SUPPORT : FUSE_NO_OPEN_SUPPORT);
+}
+
 /* Answers a request that waited. */
 void reply_later(struct hostdir_request *io, int error);
 

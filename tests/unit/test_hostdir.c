@@ -1219,6 +1219,44 @@ static void a_read_only_share_changes_nothing(void **state)
 	assert_memory_equal(&before.st_mtim, &after.st_mtim, sizeof(before.st_mtim));
 }
 
+static void an_exclusive_read_only_share_needs_no_opening(void **state)
+{
+	static struct seen seen[8];
+	struct hostdir_stats stats;
+	struct fuse_read_in in = {.size = 4096};
+	uint64_t node, d, fh;
+
+	(void)state;
+	put_file("f", "text");
+	mkdir(path("d"), 0755);
+	put_file("d/x", "");
+	config.read_only = true;
+	config.cache = HOSTDIR_ALWAYS;
+	restart();
+	fuse_lookup(&c, ROOT, "f", &node);
+	fuse_lookup(&c, ROOT, "d", &d);
+	assert_error(fuse_open(&c, node, O_RDONLY, &fh), ENOSYS);
+	assert_error(fuse_opendir(&c, d, &fh), ENOSYS);
+	assert_int_equal(fuse_read(&c, node, 0, 1, 100), 3);
+	assert_memory_equal(c.out + 16, "ext", 3);
+	assert_error(fuse_read(&c, d, 0, 0, 100), EBADF);
+	assert_error(fuse_read(&c, node + 77, 0, 0, 100), ESTALE);
+	assert_error(fuse_write(&c, node, 0, 0, "x", 1), EROFS);
+	fuse_begin(&c, FUSE_READDIR, d);
+	fuse_add(&c, &in, sizeof(in));
+	assert_int_equal(fuse_send(&c), 0);
+	assert_int_equal(c.reply, 3 * 32);
+	hostdir_stats(dir, &stats);
+	assert_int_equal(stats.handles, 0);
+	/* A guest that does not know of it opens. */
+	fuse_init(&c, ALL_FLAGS & ~(FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT), NULL);
+	fuse_lookup(&c, ROOT, "f", &node);
+	assert_error(fuse_read(&c, node, 0, 0, 100), EBADF);
+	assert_int_equal(fuse_open(&c, node, O_RDONLY, &fh), 0);
+	assert_int_equal(fuse_read(&c, node, fh, 0, 100), 4);
+	assert_int_equal(list(ROOT, 4096, true, seen, 8), 4);
+}
+
 /* --- caching --- */
 
 static uint32_t open_flags_now(uint64_t node)
@@ -2200,6 +2238,7 @@ int main(void)
 	    TEST(links_are_not_followed_on_the_host),
 	    TEST(races_do_not_lead_out),
 	    TEST(a_read_only_share_changes_nothing),
+	    TEST(an_exclusive_read_only_share_needs_no_opening),
 	    TEST(cached_data_lives_as_long_as_the_file_is_unchanged),
 	    TEST(files_belong_to_who_made_them),
 	    TEST(set_user_id_bits_go_when_the_guest_says_so),
