@@ -53,7 +53,8 @@ unsigned iov_slice(const struct iovec *iov, unsigned n, size_t at, size_t len, s
 }
 
 /* Both directions of a copy. */
-static size_t iov_copy(const struct iovec *iov, unsigned n, size_t at, void *buf, size_t len, bool put)
+static size_t iov_copy(const struct iovec *iov, unsigned n, size_t at, void *buf, size_t len,
+		       bool put)
 {
 	size_t done = 0;
 
@@ -334,7 +335,8 @@ size_t hostdir_handle(struct hostdir *h, struct hostdir_request *io)
 		if ((size_t)result > r.room)
 			result = -EOVERFLOW;
 		else
-			iov_put(io->out, io->nout, sizeof(struct fuse_out_header), reply, (size_t)result);
+			iov_put(io->out, io->nout, sizeof(struct fuse_out_header), reply,
+				(size_t)result);
 	}
 	return put_header(io, r.head.unique, result);
 }

@@ -22,7 +22,7 @@ struct handle;
 
 /* How long a guest may believe what it knows. */
 enum hostdir_cache {
-	HOSTDIR_AUTO,   /* names and attributes for a second; data as long as the file is unchanged */
+	HOSTDIR_AUTO, /* names and attributes for a second; data as long as the file is unchanged */
 	HOSTDIR_ALWAYS, /* for as long as it likes: nobody else changes the directory */
 	HOSTDIR_NONE,   /* not at all */
 };

@@ -160,7 +160,8 @@ static int set_size(struct request *r, const struct fuse_setattr_in *in, int pat
 	return rc;
 }
 
-static struct timespec time_of(uint32_t valid, uint32_t set, uint32_t now, uint64_t sec, uint32_t nsec)
+static struct timespec time_of(uint32_t valid, uint32_t set, uint32_t now, uint64_t sec,
+			       uint32_t nsec)
 {
 	struct timespec t = {.tv_sec = (time_t)sec, .tv_nsec = nsec};
 
@@ -223,7 +224,8 @@ int64_t op_access(struct request *r)
 	if (in->mask & W_OK && r->h->config.read_only)
 		return -EROFS;
 	if (r->head.uid == 0)
-		return in->mask & X_OK && !S_ISDIR(stx.stx_mode) && !(stx.stx_mode & 0111) ? -EACCES : 0;
+		return in->mask & X_OK && !S_ISDIR(stx.stx_mode) && !(stx.stx_mode & 0111) ? -EACCES
+											   : 0;
 	if (r->head.uid == uid_to_guest(r->h, stx.stx_uid))
 		bits = stx.stx_mode >> 6;
 	else if (r->head.gid == gid_to_guest(r->h, stx.stx_gid))
@@ -263,7 +265,8 @@ int64_t op_syncfs(struct request *r)
 {
 	int fd, path_fd, rc;
 
-	if (!TAKE(r, struct fuse_forget_in)) /* 8 bytes of padding, fuse_syncfs_in in newer headers */
+	if (!TAKE(r,
+		  struct fuse_forget_in)) /* 8 bytes of padding, fuse_syncfs_in in newer headers */
 		return -EINVAL;
 	if (r->h->config.read_only)
 		return 0;
@@ -284,7 +287,8 @@ int64_t op_syncfs(struct request *r)
 
 static bool is_acl(const char *name)
 {
-	return !strcmp(name, "system.posix_acl_access") || !strcmp(name, "system.posix_acl_default");
+	return !strcmp(name, "system.posix_acl_access") ||
+	       !strcmp(name, "system.posix_acl_default");
 }
 
 /* ACLs that the guest does not know of would be judged by nobody: it must not see or set them. */

@@ -89,7 +89,8 @@ static int open_regular(struct request *r, const struct wire_open_in *in, int pa
 	return fd;
 }
 
-static int64_t reply_handle(struct request *r, int fd, bool dir, uint32_t flags, uint32_t open_flags)
+static int64_t reply_handle(struct request *r, int fd, bool dir, uint32_t flags,
+			    uint32_t open_flags)
 {
 	struct fuse_open_out *out = (struct fuse_open_out *)r->reply;
 	uint64_t fh;
@@ -125,7 +126,8 @@ int64_t op_open(struct request *r)
 		fd = open_regular(r, in, fd);
 	if (fd < 0)
 		return fd;
-	return reply_handle(r, fd, false, in->flags, open_reply_flags(r->h, r->node, fd, in->flags));
+	return reply_handle(r, fd, false, in->flags,
+			    open_reply_flags(r->h, r->node, fd, in->flags));
 }
 
 int64_t op_opendir(struct request *r)
@@ -332,7 +334,8 @@ int64_t op_fallocate(struct request *r)
 		return -EBADF;
 	identity_drop_fsetid(r->h); /* as above */
 	do {
-		rc = fallocate(f->fd, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno : 0;
+		rc = fallocate(f->fd, (int)in->mode, (off_t)in->offset, (off_t)in->length) ? -errno
+											   : 0;
 	} while (rc == -EINTR);
 	identity_restore_fsetid(r->h);
 	handle_put(r->h, f);
@@ -403,8 +406,8 @@ static ssize_t read_entries(struct handle *f, uint64_t offset, void *buf, size_t
 }
 
 /* Appends one entry to the reply.  0: there is no room. */
-static size_t add_entry(struct request *r, struct handle *f, int dir_fd, const struct dirent_on_host *d,
-			size_t at, size_t size, bool plus)
+static size_t add_entry(struct request *r, struct handle *f, int dir_fd,
+			const struct dirent_on_host *d, size_t at, size_t size, bool plus)
 {
 	size_t head = plus ? sizeof(struct fuse_entry_out) : 0, name_len = strlen(d->name);
 	size_t len = FUSE_DIRENT_ALIGN(head + FUSE_NAME_OFFSET + name_len);

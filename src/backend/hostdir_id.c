@@ -139,7 +139,8 @@ static uint32_t to_guest(const struct hostdir *h, uint32_t id, uint32_t own, uin
 	return id == shown ? NOBODY : id;
 }
 
-static int to_host(const struct hostdir *h, uint32_t id, uint32_t own, uint32_t shown, uint32_t *host)
+static int to_host(const struct hostdir *h, uint32_t id, uint32_t own, uint32_t shown,
+		   uint32_t *host)
 {
 	if (h->config.map_ids && id == shown)
 		*host = own;

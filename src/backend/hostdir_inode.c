@@ -26,8 +26,9 @@
 
 int stat_name(int dir_fd, const char *name, struct statx *stx)
 {
-	return statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, stx) < 0 ? -errno
-												   : 0;
+	return statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, stx) < 0
+		   ? -errno
+		   : 0;
 }
 
 int stat_fd(int fd, struct statx *stx)
@@ -415,8 +416,9 @@ static struct inode *coldest(struct hostdir *h, uint32_t *left)
 
 	pthread_mutex_lock(&h->lock);
 	if (!*left)
-		*left = 2 * h->hot + 1; /* once round takes away the marks, once more finds the first */
-	for (unsigned turn = 0; h->hand && turn < EVICTION_TURN && *left > 1 && !found; turn++) {
+		*left =
+		    2 * h->hot + 1; /* once round takes away the marks, once more finds the first */
+	for (unsigned turn = 0; h->hand && turn<EVICTION_TURN && * left> 1 && !found; turn++) {
 		--*left;
 		struct inode *i = h->hand;
 
@@ -516,7 +518,8 @@ int inode_intern(struct hostdir *h, const struct statx *stx, const struct inode 
 		rc = -ENOMEM;
 	} else {
 		/* The root has no place but its own, though a bind mount may show it elsewhere. */
-		if (parent && i != h->root && i != parent && !set_name(i, parent->id, name) && !i->parent)
+		if (parent && i != h->root && i != parent && !set_name(i, parent->id, name) &&
+		    !i->parent)
 			rc = -ENOMEM;
 		if (fd >= 0 && atomic_load(&i->fd) < 0) {
 			hot_add(h, i, fd);

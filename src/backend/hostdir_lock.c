@@ -50,7 +50,8 @@ static int open_for_locks(struct hostdir *h, struct inode *i)
 }
 
 /* Returns with locks.lock held if it succeeds.  Opening needs room, hence eviction, hence no lock. */
-static int lock_owner_of(struct hostdir *h, struct inode *i, uint64_t owner, struct lock_owner **out)
+static int lock_owner_of(struct hostdir *h, struct inode *i, uint64_t owner,
+			 struct lock_owner **out)
 {
 	struct lock_owner *o;
 	int fd;
@@ -137,7 +138,8 @@ static int set_flock(struct handle *f, uint16_t type)
 }
 
 /* Under locks.lock. */
-static int set_posix(struct lock_owner *o, uint32_t pid, uint16_t type, uint64_t start, uint64_t end)
+static int set_posix(struct lock_owner *o, uint32_t pid, uint16_t type, uint64_t start,
+		     uint64_t end)
 {
 	struct flock lock = range(type, start, end);
 	int rc = fcntl(o->fd, F_OFD_SETLK, &lock) ? -errno : 0;
@@ -316,7 +318,8 @@ int64_t op_getlk(struct request *r)
 		*out = (struct fuse_lk_out){.lk.type = (uint32_t)lock.l_type};
 		if (lock.l_type != F_UNLCK) {
 			out->lk.start = (uint64_t)lock.l_start;
-			out->lk.end = lock.l_len ? (uint64_t)(lock.l_start + lock.l_len - 1) : INT64_MAX;
+			out->lk.end =
+			    lock.l_len ? (uint64_t)(lock.l_start + lock.l_len - 1) : INT64_MAX;
 			/* Descriptions have no process; if there is one other owner only, it is that. */
 			for (struct lock_owner *p = f->inode->owners; p; p = p->next) {
 				if (p != o && p->pid)

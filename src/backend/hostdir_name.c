@@ -233,8 +233,8 @@ static dev_t decode_device(uint32_t dev)
 	return makedev((dev & 0xfff00) >> 8, (dev & 0xff) | (dev >> 12 & 0xfff00));
 }
 
-static int64_t make_node(struct request *r, const char *name, uint32_t mode, uint32_t umask, dev_t dev,
-			 bool dir)
+static int64_t make_node(struct request *r, const char *name, uint32_t mode, uint32_t umask,
+			 dev_t dev, bool dir)
 {
 	int fd = start_making(r, sizeof(struct fuse_entry_out)), rc;
 	mode_t wanted;
@@ -245,7 +245,8 @@ static int64_t make_node(struct request *r, const char *name, uint32_t mode, uin
 	rc = identity_enter(r->h, &r->head);
 	if (rc)
 		return rc;
-	rc = (dir ? mkdirat(fd, name, wanted & 07777) : mknodat(fd, name, wanted, dev)) ? -errno : 0;
+	rc =
+	    (dir ? mkdirat(fd, name, wanted & 07777) : mknodat(fd, name, wanted, dev)) ? -errno : 0;
 	identity_leave(r->h, &r->head);
 	return rc ? rc : reply_new(r, fd, name, wanted);
 }

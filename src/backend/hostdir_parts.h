@@ -121,8 +121,8 @@ struct hostdir {
 	uint32_t ninodes; /* slots ever used */
 	struct inode *inode_free;
 	struct inode **bucket;
-	uint32_t nbuckets; /* a power of two */
-	uint32_t live;     /* inodes in the hash */
+	uint32_t nbuckets;  /* a power of two */
+	uint32_t live;      /* inodes in the hash */
 	struct inode *hand; /* the circle of hot inodes; NULL: none */
 	uint32_t hot;       /* how many they are */
 	struct inode *root;

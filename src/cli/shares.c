@@ -16,10 +16,12 @@ static int set_cache(struct hostdir_config *c, const char *name, struct error *e
 			return 0;
 		}
 	}
-	return error_set(err, EINVAL, "--share: there are cache=auto, always and none, not '%s'", name);
+	return error_set(err, EINVAL, "--share: there are cache=auto, always and none, not '%s'",
+			 name);
 }
 
-static int take_word(struct hostdir_config *c, const char *option, const char *word, struct error *err)
+static int take_word(struct hostdir_config *c, const char *option, const char *word,
+		     struct error *err)
 {
 	if (!strcmp(word, "ro"))
 		c->read_only = true;
@@ -32,10 +34,11 @@ static int take_word(struct hostdir_config *c, const char *option, const char *w
 	else if (!strncmp(word, "cache=", 6))
 		return set_cache(c, word + 6, err);
 	else
-		return error_set(err, EINVAL,
-				 "--share %.120s: '%s' is none of ro, cache=auto|always|none, locks, acl, "
-				 "squash; a comma in a name is written ',,'",
-				 option, word);
+		return error_set(
+		    err, EINVAL,
+		    "--share %.120s: '%s' is none of ro, cache=auto|always|none, locks, acl, "
+		    "squash; a comma in a name is written ',,'",
+		    option, word);
 	return 0;
 }
 
@@ -45,17 +48,19 @@ static int split(char *path, char tag[sizeof((struct machine_share){0}.tag)], st
 	char *colon = strrchr(path, ':');
 
 	if (!colon || colon == path || !colon[1])
-		return error_set(err, EINVAL,
-				 "--share %.200s: it is DIR:TAG, TAG being what the guest mounts it by",
-				 path);
+		return error_set(
+		    err, EINVAL,
+		    "--share %.200s: it is DIR:TAG, TAG being what the guest mounts it by", path);
 	if (strlen(colon + 1) >= sizeof((struct machine_share){0}.tag))
-		return error_set(err, EINVAL, "--share: the tag %.60s has more than 36 bytes", colon + 1);
+		return error_set(err, EINVAL, "--share: the tag %.60s has more than 36 bytes",
+				 colon + 1);
 	strcpy(tag, colon + 1);
 	*colon = 0;
 	return 0;
 }
 
-static int open_share(struct shares *shares, const char *option, unsigned descriptors, struct error *err)
+static int open_share(struct shares *shares, const char *option, unsigned descriptors,
+		      struct error *err)
 {
 	struct machine_share *s = &shares->share[shares->count];
 	struct hostdir_config config = {.descriptors = descriptors};
@@ -64,13 +69,13 @@ static int open_share(struct shares *shares, const char *option, unsigned descri
 	int rc;
 
 	if (!option_part(&rest, path, sizeof(path)))
-		return error_set(err, EINVAL, "--share %.200s: no directory, or its name is too long",
-				 option);
+		return error_set(err, EINVAL,
+				 "--share %.200s: no directory, or its name is too long", option);
 	rc = split(path, s->tag, err);
 	while (!rc && rest) {
 		if (!option_part(&rest, word, sizeof(word)))
-			return error_set(err, EINVAL, "--share %.200s: '%.40s...' is no option", option,
-					 rest);
+			return error_set(err, EINVAL, "--share %.200s: '%.40s...' is no option",
+					 option, rest);
 		rc = take_word(&config, option, word, err);
 	}
 	for (unsigned i = 0; !rc && i < shares->count; i++)
@@ -101,7 +106,8 @@ int shares_open(struct shares *shares, const struct option_list *options, struct
 	if (options->count > SHARES_MAX)
 		return error_set(err, EINVAL, "--share: a machine has at most %d", SHARES_MAX);
 	for (unsigned i = 0; i < options->count; i++) {
-		int rc = open_share(shares, options->values[i], share_of_descriptors(options->count), err);
+		int rc = open_share(shares, options->values[i],
+				    share_of_descriptors(options->count), err);
 
 		if (rc)
 			return rc;

@@ -25,7 +25,8 @@
 #define CLASS_MASS_STORAGE 0x018000
 #define QUEUE_SIZE 256
 #define SLOTS QUEUE_SIZE
-#define IOVECS (QUEUE_SIZE + 4) /* Linux: 1 MiB of pages, header and arguments, by one indirect table */
+#define IOVECS \
+	(QUEUE_SIZE + 4) /* Linux: 1 MiB of pages, header and arguments, by one indirect table */
 
 struct fs_config {
 	char tag[VIRTIO_FS_TAG];
@@ -100,7 +101,8 @@ static void serve(struct pool_item *item)
 
 	if (reply != HOSTDIR_LATER)
 		request_ended(r, reply);
-	else if (atomic_load(&fs->resting)) /* come_to_rest() may have been too early for this one */
+	else if (atomic_load(
+		     &fs->resting)) /* come_to_rest() may have been too early for this one */
 		hostdir_cancel(fs->dir);
 }
 
@@ -255,15 +257,17 @@ static int fs_loaded(void *object, struct error *err)
 	struct virtio_fs *fs = object;
 
 	if (memcmp(fs->saved_tag, fs->config.tag, sizeof(fs->saved_tag)))
-		return error_set(err, EINVAL,
-				 "the saved machine has a share called %.36s, not %.36s: give it the "
-				 "same shares",
-				 fs->saved_tag, fs->config.tag);
+		return error_set(
+		    err, EINVAL,
+		    "the saved machine has a share called %.36s, not %.36s: give it the "
+		    "same shares",
+		    fs->saved_tag, fs->config.tag);
 	if (fs->mounted)
-		return error_set(err, ENOTSUP,
-				 "the saved machine has share %.36s mounted: unmount it in the guest "
-				 "before the machine is saved",
-				 fs->saved_tag);
+		return error_set(
+		    err, ENOTSUP,
+		    "the saved machine has share %.36s mounted: unmount it in the guest "
+		    "before the machine is saved",
+		    fs->saved_tag);
 	hostdir_reset(fs->dir); /* what this machine's guest had before */
 	return 0;
 }

@@ -111,7 +111,8 @@ int fuse_send(struct fuse_client *c)
 
 int fuse_init(struct fuse_client *c, uint32_t offered, uint32_t *got)
 {
-	struct wire_init_in in = {.major = 7, .minor = 38, .max_readahead = 131072, .flags = offered};
+	struct wire_init_in in = {
+	    .major = 7, .minor = 38, .max_readahead = 131072, .flags = offered};
 	int rc;
 
 	fuse_begin(c, FUSE_INIT, 0);
@@ -170,8 +171,8 @@ int fuse_setattr(struct fuse_client *c, uint64_t node, const struct fuse_setattr
 	return fuse_send(c);
 }
 
-int fuse_create(struct fuse_client *c, uint64_t dir, const char *name, uint32_t flags, uint32_t mode,
-		uint64_t *node, uint64_t *fh)
+int fuse_create(struct fuse_client *c, uint64_t dir, const char *name, uint32_t flags,
+		uint32_t mode, uint64_t *node, uint64_t *fh)
 {
 	struct wire_create_in in = {.flags = flags | O_CREAT, .mode = mode};
 	int rc;
@@ -206,7 +207,8 @@ int fuse_mkdir(struct fuse_client *c, uint64_t dir, const char *name, uint32_t m
 	return rc;
 }
 
-static int open_any(struct fuse_client *c, uint32_t opcode, uint64_t node, uint32_t flags, uint64_t *fh)
+static int open_any(struct fuse_client *c, uint32_t opcode, uint64_t node, uint32_t flags,
+		    uint64_t *fh)
 {
 	struct wire_open_in in = {.flags = flags};
 	int rc;

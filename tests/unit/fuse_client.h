@@ -46,9 +46,10 @@ int fuse_lookup(struct fuse_client *c, uint64_t dir, const char *name, uint64_t 
 void fuse_forget(struct fuse_client *c, uint64_t node, uint64_t n);
 int fuse_getattr(struct fuse_client *c, uint64_t node, struct fuse_attr *attr);
 int fuse_setattr(struct fuse_client *c, uint64_t node, const struct fuse_setattr_in *in);
-int fuse_create(struct fuse_client *c, uint64_t dir, const char *name, uint32_t flags, uint32_t mode,
-		uint64_t *node, uint64_t *fh);
-int fuse_mkdir(struct fuse_client *c, uint64_t dir, const char *name, uint32_t mode, uint64_t *node);
+int fuse_create(struct fuse_client *c, uint64_t dir, const char *name, uint32_t flags,
+		uint32_t mode, uint64_t *node, uint64_t *fh);
+int fuse_mkdir(struct fuse_client *c, uint64_t dir, const char *name, uint32_t mode,
+	       uint64_t *node);
 int fuse_open(struct fuse_client *c, uint64_t node, uint32_t flags, uint64_t *fh);
 int fuse_opendir(struct fuse_client *c, uint64_t node, uint64_t *fh);
 int fuse_release(struct fuse_client *c, uint64_t node, uint64_t fh, bool dir);

@@ -29,7 +29,8 @@
 #define ALL_FLAGS 0x7fffffffu
 #define assert_error(call, code) assert_int_equal(call, -(code))
 
-static char base[64];  /* a temporary directory; the share is base/share, beside it things to reach for */
+static char
+    base[64]; /* a temporary directory; the share is base/share, beside it things to reach for */
 static char share[96];
 static struct hostdir_config config;
 static struct hostdir *dir;
@@ -502,7 +503,8 @@ static void special_files_are_made_but_never_opened(void **state)
 	if (geteuid())
 		return;
 	in.mode = S_IFCHR | 0666;
-	in.rdev = (0x45678 & ~0xffu) << 12 | 5 << 8 | 0x78; /* 5, 0x45678 as the kernel encodes it */
+	in.rdev =
+	    (0x45678 & ~0xffu) << 12 | 5 << 8 | 0x78; /* 5, 0x45678 as the kernel encodes it */
 	fuse_begin(&c, FUSE_MKNOD, ROOT);
 	fuse_add(&c, &in, sizeof(in));
 	fuse_add_name(&c, "device");
@@ -657,7 +659,8 @@ static void a_directory_can_be_read_from_anywhere(void **state)
 	assert_error(fuse_read(&c, ROOT, fh, 0, 10), EBADF);
 	assert_error(fuse_release(&c, ROOT, fh, false), EBADF);
 	fuse_begin(&c, FUSE_FSYNCDIR, ROOT);
-	fuse_add(&c, &(struct fuse_fsync_in){.fh = fh, .fsync_flags = 1}, sizeof(struct fuse_fsync_in));
+	fuse_add(&c, &(struct fuse_fsync_in){.fh = fh, .fsync_flags = 1},
+		 sizeof(struct fuse_fsync_in));
 	assert_int_equal(fuse_send(&c), 0);
 }
 
@@ -730,10 +733,10 @@ static void extended_attributes(void **state)
 static void acls_decide_about_new_files(void **state)
 {
 	/* version 2; user::rwx, user:1:rwx, group::rwx, mask::rwx, other::--- */
-	static const uint8_t acl[] = {2, 0, 0, 0,    1,    0,    7,    0,    0xff, 0xff, 0xff, 0xff, 2,
-				      0, 7, 0, 1,    0,    0,    0,    4,    0,    7,    0,    0xff, 0xff,
-				      0xff, 0xff, 0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff, 0x20, 0, 0, 0,
-				      0xff, 0xff, 0xff, 0xff};
+	static const uint8_t acl[] = {
+	    2, 0, 0,    0,    1,    0,    7,    0, 0xff, 0xff, 0xff, 0xff, 2,    0,    7,
+	    0, 1, 0,    0,    0,    4,    0,    7, 0,    0xff, 0xff, 0xff, 0xff, 0x10, 0,
+	    7, 0, 0xff, 0xff, 0xff, 0xff, 0x20, 0, 0,    0,    0xff, 0xff, 0xff, 0xff};
 	struct wire_create_in in = {.flags = O_RDWR | O_CREAT, .mode = 0666, .umask = 027};
 	struct wire_setxattr_in set = {.size = sizeof(acl)};
 	uint64_t d;
@@ -825,8 +828,8 @@ static void the_rest_of_the_questions(void **state)
 	fuse_add(&c, &(uint64_t){0}, 8);
 	assert_int_equal(fuse_send(&c), 0);
 	for (uint32_t op = 0; op < 80; op++) {
-		if (op != FUSE_BMAP && op != FUSE_IOCTL && op != FUSE_POLL && op != FUSE_SETUPMAPPING &&
-		    op < 53 && op != 0 && op != 7)
+		if (op != FUSE_BMAP && op != FUSE_IOCTL && op != FUSE_POLL &&
+		    op != FUSE_SETUPMAPPING && op < 53 && op != 0 && op != 7)
 			continue;
 		fuse_begin(&c, op, ROOT);
 		fuse_add(&c, &(uint64_t[8]){0}, 64);
@@ -939,10 +942,9 @@ static void what_the_host_changes_is_noticed(void **state)
 
 static void unknown_and_recycled_ids_lead_nowhere(void **state)
 {
-	const uint64_t wild[] = {0,          2,          3,
-				 1000000,    UINT64_MAX, 1ULL << 32 | 1,
-				 INT64_MIN,  0xffffffff, 0x100000002,
-				 1ULL << 63, 4194304,    4194303};
+	const uint64_t wild[] = {
+	    0,         2,          3,           1000000,    UINT64_MAX, 1ULL << 32 | 1,
+	    INT64_MIN, 0xffffffff, 0x100000002, 1ULL << 63, 4194304,    4194303};
 	uint64_t node, other, fh, fh2;
 
 	(void)state;
@@ -1536,8 +1538,9 @@ static void owners_exclude_each_other(void **state)
 	/* Ranges that are none */
 	assert_error(fuse_lock(&c, FUSE_SETLK, node, fh, OWNER_A, F_RDLCK, 5, 4, 0), EINVAL);
 	assert_error(fuse_lock(&c, FUSE_SETLK, node, fh, OWNER_A, 77, 0, 4, 0), EINVAL);
-	assert_error(fuse_lock(&c, FUSE_SETLK, node, fh, OWNER_A, F_RDLCK, UINT64_MAX, UINT64_MAX, 0),
-		     EINVAL);
+	assert_error(
+	    fuse_lock(&c, FUSE_SETLK, node, fh, OWNER_A, F_RDLCK, UINT64_MAX, UINT64_MAX, 0),
+	    EINVAL);
 	assert_error(fuse_lock(&c, FUSE_SETLK, node, 999, OWNER_A, F_RDLCK, 0, 1, 0), EBADF);
 	fuse_client_free(&other);
 }
@@ -1572,9 +1575,11 @@ static void who_waits_gets_the_lock_in_the_end(void **state)
 	assert_int_equal(other.done_error, 0);
 	assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), -1);
 	assert_int_equal(fuse_open(&c, node, O_RDONLY, &fh2), 0);
-	assert_error(fuse_lock(&c, FUSE_SETLK, node, fh2, 0, F_WRLCK, 0, WHOLE, FUSE_LK_FLOCK), EAGAIN);
+	assert_error(fuse_lock(&c, FUSE_SETLK, node, fh2, 0, F_WRLCK, 0, WHOLE, FUSE_LK_FLOCK),
+		     EAGAIN);
 	fuse_release(&c, node, fh, false);
-	assert_int_equal(fuse_lock(&c, FUSE_SETLK, node, fh2, 0, F_WRLCK, 0, WHOLE, FUSE_LK_FLOCK), 0);
+	assert_int_equal(fuse_lock(&c, FUSE_SETLK, node, fh2, 0, F_WRLCK, 0, WHOLE, FUSE_LK_FLOCK),
+			 0);
 	close(fd);
 	fuse_client_free(&other);
 }
@@ -1655,8 +1660,9 @@ static void more_inodes_than_descriptors(void **state)
 			snprintf(text, sizeof(text), "%u.%u", d, f);
 			assert_int_equal(
 			    fuse_create(&c, dirs[d], name, O_RDWR, 0644, &files[d][f], &fh), 0);
-			assert_int_equal(fuse_write(&c, files[d][f], fh, 0, text, (uint32_t)strlen(text)),
-					 strlen(text));
+			assert_int_equal(
+			    fuse_write(&c, files[d][f], fh, 0, text, (uint32_t)strlen(text)),
+			    strlen(text));
 			assert_int_equal(fuse_release(&c, files[d][f], fh, false), 0);
 		}
 	}
@@ -1974,7 +1980,8 @@ static void replies_need_room(void **state)
 			assert_true(c.silent && room < 16);
 		c.out_room = room;
 		if (room < 16 + 16)
-			assert_int_equal(fuse_open(&c, node, O_RDONLY, &fh), room < 16 ? 0 : -EOVERFLOW);
+			assert_int_equal(fuse_open(&c, node, O_RDONLY, &fh),
+					 room < 16 ? 0 : -EOVERFLOW);
 		c.out_room = room;
 		fuse_begin(&c, FUSE_MKDIR, ROOT);
 		fuse_add(&c, &(struct fuse_mkdir_in){.mode = 0755}, 8);
@@ -2027,7 +2034,7 @@ static void add_random(struct fuzzer *f, uint32_t len)
 
 static void add_random_name(struct fuzzer *f)
 {
-	static const char *const names[] = {"a", "b",  "c",      "d",      "e",       "..",
+	static const char *const names[] = {"a", "b",   "c",      "d",      "e",       "..",
 					    ".", "a/b", "../out", "user.x", "../../x", ""};
 
 	fuse_add_name(&f->client, names[roll(f, roll(f, 8) ? 5 : ARRAY_SIZE(names))]);
@@ -2080,15 +2087,18 @@ static void *fuzz(void *arg)
 			continue;
 		if (opcode == FUSE_SETLKW || opcode == WIRE_SYNCFS)
 			continue;
-		fuse_begin(k, opcode, roll(f, 20) ? f->node[roll(f, 16)] : (uint64_t)rand_r(&f->seed));
+		fuse_begin(k, opcode,
+			   roll(f, 20) ? f->node[roll(f, 16)] : (uint64_t)rand_r(&f->seed));
 		if (opcode == FUSE_INIT) {
-			fuse_add(k, &(struct wire_init_in){.major = 7, .minor = 38, .flags = ALL_FLAGS},
-				 sizeof(struct wire_init_in));
+			fuse_add(
+			    k, &(struct wire_init_in){.major = 7, .minor = 38, .flags = ALL_FLAGS},
+			    sizeof(struct wire_init_in));
 		} else if (s < ARRAY_SIZE(shapes)) {
 			add_random(f, shapes[s].args);
 			if (shapes[s].name)
 				add_random_name(f);
-			if (opcode == FUSE_RENAME || opcode == FUSE_RENAME2 || opcode == FUSE_SYMLINK)
+			if (opcode == FUSE_RENAME || opcode == FUSE_RENAME2 ||
+			    opcode == FUSE_SYMLINK)
 				add_random_name(f);
 			if (opcode == FUSE_WRITE)
 				add_random(f, 4096);
