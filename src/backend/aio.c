@@ -30,10 +30,11 @@ struct aio {
 	struct io_uring ring;
 	struct loop_wake completed; /* its eventfd is the ring's */
 
-	/* --- threads --- */
+	/* --- threads; with io_uring for AIO_CALL only, from the first on --- */
 	pthread_mutex_t lock; /* of what follows */
 	pthread_cond_t work, ended;
 	struct list todo, finished;
+	unsigned pooled; /* requests that the threads have; the owner's */
 	bool quit;
 	pthread_t threads[THREADS];
 	unsigned nthreads;
@@ -112,7 +113,7 @@ static bool advance(struct aio_request *r, uint64_t n)
 /* The host answered `result` to a part.  Returns whether the request has ended. */
 static bool part_ended(struct aio_request *r, int64_t result)
 {
-	if (result == -EINTR || result == -EAGAIN)
+	if (r->op != AIO_CALL && (result == -EINTR || result == -EAGAIN))
 		return false;
 	if (r->op == AIO_READ || r->op == AIO_WRITE) {
 		if (result > 0 && advance(r, (uint64_t)result))
@@ -124,13 +125,142 @@ static bool part_ended(struct aio_request *r, int64_t result)
 	return true;
 }
 
+/* --- threads --- */
+
+static int64_t perform(struct aio_request *r)
+{
+	off_t offset = (off_t)(r->offset + (uint64_t)r->moved);
+	int64_t ret = 0;
+
+	if (r->op == AIO_CALL)
+		return r->call(r);
+	switch (r->op) {
+	case AIO_READ: ret = preadv(r->fd, r->iov + r->at, (int)part_iovecs(r), offset); break;
+	case AIO_WRITE: ret = pwritev(r->fd, r->iov + r->at, (int)part_iovecs(r), offset); break;
+	case AIO_SYNC: ret = fdatasync(r->fd); break;
+	case AIO_ALLOCATE:
+		ret = fallocate(r->fd, r->mode, (off_t)r->offset, (off_t)r->length);
+		break;
+	case AIO_CALL: break; /* above: it says its error itself */
+	}
+	return ret < 0 ? -errno : ret;
+}
+
+static void *thread_main(void *arg)
+{
+	struct aio *a = arg;
+	struct aio_request *r;
+	bool first;
+
+	pthread_setname_np(pthread_self(), "takt-io");
+	pthread_mutex_lock(&a->lock);
+	for (;;) {
+		while (!a->quit && !a->todo.first)
+			pthread_cond_wait(&a->work, &a->lock);
+		r = list_take(&a->todo);
+		if (!r)
+			break;
+		pthread_mutex_unlock(&a->lock);
+		while (!part_ended(r, perform(r)))
+			;
+		pthread_mutex_lock(&a->lock);
+		first = !a->finished.first;
+		list_put(&a->finished, r);
+		pthread_cond_signal(&a->ended);
+		/* Under the lock: aio_drain() cannot return, and the owner go, before the call did. */
+		if (first)
+			a->wake(a->data);
+	}
+	pthread_mutex_unlock(&a->lock);
+	return NULL;
+}
+
+static void threads_start(struct aio *a, struct aio_request *r)
+{
+	a->pooled++;
+	pthread_mutex_lock(&a->lock);
+	list_put(&a->todo, r);
+	pthread_cond_signal(&a->work);
+	pthread_mutex_unlock(&a->lock);
+}
+
+static void threads_kick(struct aio *a)
+{
+	(void)a;
+}
+
+/* One that a thread has ended. */
+static struct aio_request *threads_reap(struct aio *a, bool wait)
+{
+	struct aio_request *r;
+
+	if (!a->pooled)
+		return NULL;
+	pthread_mutex_lock(&a->lock);
+	while (!(r = list_take(&a->finished)) && wait)
+		pthread_cond_wait(&a->ended, &a->lock);
+	pthread_mutex_unlock(&a->lock);
+	a->pooled -= !!r;
+	return r;
+}
+
+static void threads_destroy(struct aio *a)
+{
+	pthread_mutex_lock(&a->lock);
+	a->quit = true;
+	pthread_cond_broadcast(&a->work);
+	pthread_mutex_unlock(&a->lock);
+	for (unsigned i = 0; i < a->nthreads; i++)
+		pthread_join(a->threads[i], NULL);
+	a->nthreads = 0;
+}
+
+static const struct aio_kind threads_kind = {"threads", threads_start, threads_kick, threads_reap,
+					     threads_destroy};
+
+/* Signals are for the process's other threads. */
+static int threads_create(struct aio *a, struct error *err)
+{
+	sigset_t all, before;
+	int ret = 0;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	while (a->nthreads < THREADS && !ret) {
+		ret = pthread_create(&a->threads[a->nthreads], NULL, thread_main, a);
+		a->nthreads += !ret;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (a->nthreads)
+		return 0;
+	return error_set(err, ret, "cannot start a thread for disk I/O: %s", strerror(ret));
+}
+
 /* --- io_uring --- */
+
+/* The first starts the threads; if there can be none, it is done at once. */
+static void uring_call(struct aio *a, struct aio_request *r)
+{
+	if (!a->nthreads && threads_create(a, NULL)) {
+		a->pooled++;
+		r->result = -EAGAIN;
+		list_put(&a->finished, r);
+		a->wake(a->data);
+		return;
+	}
+	threads_start(a, r);
+}
 
 static void uring_start(struct aio *a, struct aio_request *r)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&a->ring);
+	struct io_uring_sqe *sqe;
 	uint64_t offset = r->offset + (uint64_t)r->moved;
 
+	if (r->op == AIO_CALL) {
+		uring_call(a, r);
+		return;
+	}
+	sqe = io_uring_get_sqe(&a->ring);
 	assert(sqe); /* the ring is as deep as what is started */
 	switch (r->op) {
 	case AIO_READ:
@@ -143,6 +273,7 @@ static void uring_start(struct aio *a, struct aio_request *r)
 	case AIO_ALLOCATE:
 		io_uring_prep_fallocate(sqe, r->fd, r->mode, (off_t)r->offset, (off_t)r->length);
 		break;
+	case AIO_CALL: break; /* above */
 	}
 	io_uring_sqe_set_data(sqe, r);
 }
@@ -166,10 +297,17 @@ static struct aio_request *uring_reap(struct aio *a, bool wait)
 	int64_t result;
 
 	for (;;) {
-		if (wait ? io_uring_wait_cqe(&a->ring, &cqe) : io_uring_peek_cqe(&a->ring, &cqe)) {
-			if (wait)
+		r = threads_reap(a, false);
+		if (r)
+			return r;
+		if (io_uring_peek_cqe(&a->ring, &cqe)) {
+			if (!wait)
+				return NULL;
+			/* Either kind will do: what threads have ends by itself. */
+			if (a->pooled)
+				return threads_reap(a, true);
+			if (io_uring_wait_cqe(&a->ring, &cqe))
 				continue; /* EINTR */
-			return NULL;
 		}
 		r = io_uring_cqe_get_data(cqe);
 		result = cqe->res;
@@ -183,6 +321,7 @@ static struct aio_request *uring_reap(struct aio *a, bool wait)
 
 static void uring_destroy(struct aio *a)
 {
+	threads_destroy(a);
 	io_uring_queue_exit(&a->ring);
 	loop_wake_destroy(&a->completed);
 }
@@ -240,118 +379,6 @@ static int uring_create(struct aio *a, struct loop *loop, struct error *err)
 	return ret;
 }
 
-/* --- threads --- */
-
-static int64_t perform(const struct aio_request *r)
-{
-	off_t offset = (off_t)(r->offset + (uint64_t)r->moved);
-	int64_t ret = 0;
-
-	switch (r->op) {
-	case AIO_READ: ret = preadv(r->fd, r->iov + r->at, (int)part_iovecs(r), offset); break;
-	case AIO_WRITE: ret = pwritev(r->fd, r->iov + r->at, (int)part_iovecs(r), offset); break;
-	case AIO_SYNC: ret = fdatasync(r->fd); break;
-	case AIO_ALLOCATE:
-		ret = fallocate(r->fd, r->mode, (off_t)r->offset, (off_t)r->length);
-		break;
-	}
-	return ret < 0 ? -errno : ret;
-}
-
-static void *thread_main(void *arg)
-{
-	struct aio *a = arg;
-	struct aio_request *r;
-	bool first;
-
-	pthread_setname_np(pthread_self(), "takt-io");
-	pthread_mutex_lock(&a->lock);
-	for (;;) {
-		while (!a->quit && !a->todo.first)
-			pthread_cond_wait(&a->work, &a->lock);
-		r = list_take(&a->todo);
-		if (!r)
-			break;
-		pthread_mutex_unlock(&a->lock);
-		while (!part_ended(r, perform(r)))
-			;
-		pthread_mutex_lock(&a->lock);
-		first = !a->finished.first;
-		list_put(&a->finished, r);
-		pthread_cond_signal(&a->ended);
-		/* Under the lock: aio_drain() cannot return, and the owner go, before the call did. */
-		if (first)
-			a->wake(a->data);
-	}
-	pthread_mutex_unlock(&a->lock);
-	return NULL;
-}
-
-static void threads_start(struct aio *a, struct aio_request *r)
-{
-	pthread_mutex_lock(&a->lock);
-	list_put(&a->todo, r);
-	pthread_cond_signal(&a->work);
-	pthread_mutex_unlock(&a->lock);
-}
-
-static void threads_kick(struct aio *a)
-{
-	(void)a;
-}
-
-static struct aio_request *threads_reap(struct aio *a, bool wait)
-{
-	struct aio_request *r;
-
-	pthread_mutex_lock(&a->lock);
-	while (!(r = list_take(&a->finished)) && wait)
-		pthread_cond_wait(&a->ended, &a->lock);
-	pthread_mutex_unlock(&a->lock);
-	return r;
-}
-
-static void threads_destroy(struct aio *a)
-{
-	pthread_mutex_lock(&a->lock);
-	a->quit = true;
-	pthread_cond_broadcast(&a->work);
-	pthread_mutex_unlock(&a->lock);
-	for (unsigned i = 0; i < a->nthreads; i++)
-		pthread_join(a->threads[i], NULL);
-	pthread_mutex_destroy(&a->lock);
-	pthread_cond_destroy(&a->work);
-	pthread_cond_destroy(&a->ended);
-}
-
-static const struct aio_kind threads_kind = {"threads", threads_start, threads_kick, threads_reap,
-					     threads_destroy};
-
-/* Signals are for the process's other threads. */
-static int threads_create(struct aio *a, struct error *err)
-{
-	sigset_t all, before;
-	int ret = 0;
-
-	a->kind = &threads_kind;
-	pthread_mutex_init(&a->lock, NULL);
-	pthread_cond_init(&a->work, NULL);
-	pthread_cond_init(&a->ended, NULL);
-	list_init(&a->todo);
-	list_init(&a->finished);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	while (a->nthreads < THREADS && !ret) {
-		ret = pthread_create(&a->threads[a->nthreads], NULL, thread_main, a);
-		a->nthreads += !ret;
-	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (a->nthreads)
-		return 0;
-	threads_destroy(a);
-	return error_set(err, ret, "cannot start a thread for disk I/O: %s", strerror(ret));
-}
-
 /* --- the interface --- */
 
 static int choose(struct aio *a, struct loop *loop, struct error *err)
@@ -368,6 +395,7 @@ static int choose(struct aio *a, struct loop *loop, struct error *err)
 		return uring_create(a, loop, err);
 	if (loop && !wanted && !uring_create(a, loop, NULL))
 		return 0;
+	a->kind = &threads_kind;
 	return threads_create(a, err);
 }
 
@@ -382,6 +410,11 @@ struct aio *aio_create(struct loop *loop, void (*wake)(void *data), void *data, 
 	a->wake = wake;
 	a->data = data;
 	list_init(&a->queue);
+	list_init(&a->todo);
+	list_init(&a->finished);
+	pthread_mutex_init(&a->lock, NULL);
+	pthread_cond_init(&a->work, NULL);
+	pthread_cond_init(&a->ended, NULL);
 	if (choose(a, loop, err)) {
 		free(a);
 		return NULL;
@@ -395,6 +428,9 @@ void aio_destroy(struct aio *a)
 		return;
 	assert(!a->in_flight);
 	a->kind->destroy(a);
+	pthread_mutex_destroy(&a->lock);
+	pthread_cond_destroy(&a->work);
+	pthread_cond_destroy(&a->ended);
 	free(a);
 }
 

@@ -29,6 +29,7 @@ enum aio_op {
 	AIO_WRITE,
 	AIO_SYNC,     /* fdatasync */
 	AIO_ALLOCATE, /* fallocate */
+	AIO_CALL,     /* call(), on a thread, whatever the kind: for what has no operation */
 };
 
 struct aio_request {
@@ -37,6 +38,7 @@ struct aio_request {
 	int mode;        /* AIO_ALLOCATE: FALLOC_FL_* */
 	uint64_t offset; /* bytes */
 	uint64_t length; /* AIO_ALLOCATE */
+	int64_t (*call)(struct aio_request *r); /* AIO_CALL: returns the result */
 	/* The memory; any number.  As it was when done() is called. */
 	struct iovec *iov;
 	unsigned niov;

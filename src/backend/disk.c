@@ -55,21 +55,28 @@ static int lock(int fd, const struct disk_config *config, bool write, struct err
 	return 0;
 }
 
+static bool is_qcow2(const struct disk_config *config)
+{
+	return config->format && !strcmp(config->format, "qcow2");
+}
+
 /* Whether a file looks like what its format is not said to be.  Guests write the first bytes of raw
  * disks, so they never choose how takt reads them. */
 static int check_format(int fd, const struct disk_config *config, struct error *err)
 {
 	char magic[4] = {0};
 
-	if (config->format && strcmp(config->format, "raw"))
-		return error_set(err, EINVAL, "disk %s: format=%s is not one takt has: use raw",
+	if (config->format && strcmp(config->format, "raw") && !is_qcow2(config))
+		return error_set(err, EINVAL,
+				 "disk %s: format=%s is not one takt has: there are raw and qcow2",
 				 config->path, config->format);
 	if (!config->format && pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
 	    !memcmp(magic, QCOW2_MAGIC, sizeof(magic)))
-		return error_set(err, EINVAL,
-				 "disk %s looks like a qcow2 image: convert it with 'qemu-img "
-				 "convert -O raw', or give format=raw if it is none",
-				 config->path);
+		return error_set(
+		    err, EINVAL,
+		    "disk %s looks like a qcow2 image: give format=qcow2 if it is one, "
+		    "or format=raw if a guest wrote that",
+		    config->path);
 	return 0;
 }
 
@@ -112,7 +119,7 @@ static struct disk *open_layers(const struct disk_config *config, struct error *
 
 	if (fd < 0)
 		return NULL;
-	d = disk_raw_open(fd, config, err);
+	d = is_qcow2(config) ? disk_qcow2_open(fd, config, err) : disk_raw_open(fd, config, err);
 	if (!d)
 		close(fd);
 	if (!d || !config->snapshot)

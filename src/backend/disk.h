@@ -1,9 +1,9 @@
 /* A disk: blocks that a machine's virtio-blk reads and writes, whatever they are kept in.
  *
- *   virtio-blk ─▶ disk_submit() ─▶ [overlay: `,snapshot`] ─▶ raw ─▶ aio ─▶ file
+ *   virtio-blk ─▶ disk_submit() ─▶ [overlay: `,snapshot`] ─▶ raw or qcow2 ─▶ aio ─▶ file
  *                      done() ◀───────────────────────────────────────┘
  *
- * A driver (raw.c, overlay.c) is one table of functions.  disk_submit() has checked a request against
+ * A driver (raw.c, qcow2.c, overlay.c) is one table of functions.  disk_submit() has checked a request against
  * the disk; a driver answers it once by disk_done(), at once or from aio_poll().
  *
  * All is called by the owner of the aio, which serializes it.
@@ -50,6 +50,8 @@ struct disk_request {
 struct disk_driver {
 	const char *name;
 	void (*submit)(struct disk *d, struct disk_request *r);
+	/* Reads now, whatever it takes: for a disk over this one, on a thread of aio's. */
+	int (*read_now)(struct disk *d, uint64_t offset, void *buf, uint64_t size);
 	void (*attach)(struct disk *d, struct aio *aio); /* may be NULL */
 	void (*close)(struct disk *d);                   /* frees `d` */
 };
@@ -61,16 +63,18 @@ struct disk {
 	uint64_t size;           /* bytes, whole sectors */
 	unsigned block_size;     /* logical, bytes */
 	unsigned physical_block; /* bytes, what writes had better be multiples of */
+	unsigned discard_block;  /* bytes, what can be given back */
 	bool read_only;
 	char serial[DISK_SERIAL + 1];
 };
 
 struct disk_config {
 	const char *path;
-	const char *format; /* "raw"; NULL: raw, unless the file looks like something else */
+	const char *format; /* "raw" or "qcow2"; NULL: raw, but refused if it looks like qcow2 */
 	const char *serial; /* for the guest, up to 20 characters; NULL: none */
 	bool read_only;
-	bool snapshot; /* writes go elsewhere and are gone at the end */
+	bool snapshot;  /* writes go elsewhere and are gone at the end */
+	unsigned depth; /* how many disks lie over this one */
 };
 
 /* Opens and locks what `path` names.  The sentence names it and says what to do. */
@@ -102,6 +106,7 @@ unsigned disk_slice(struct iovec *to, const struct iovec *from, unsigned n, uint
 
 /* A file or block device, open and locked.  Takes `fd` if it succeeds. */
 struct disk *disk_raw_open(int fd, const struct disk_config *config, struct error *err);
+struct disk *disk_qcow2_open(int fd, const struct disk_config *config, struct error *err);
 /* Writes over `base`, which it takes if it succeeds, go to a file that nobody else sees. */
 struct disk *disk_overlay_open(struct disk *base, struct error *err);
 

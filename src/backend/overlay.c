@@ -208,7 +208,7 @@ static int temporary_file(uint64_t size, struct error *err)
 {
 	const char *dir = getenv("TMPDIR");
 	char path[4096];
-	int fd;
+	int fd, code;
 
 	if (!dir || !*dir)
 		dir = access("/var/tmp", W_OK) ? "/tmp" : "/var/tmp";
@@ -227,12 +227,12 @@ static int temporary_file(uint64_t size, struct error *err)
 	if (!ftruncate(fd, (off_t)size) &&
 	    !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, DISK_SECTOR))
 		return fd;
-	error_set(err, errno,
-		  "the snapshot's file in %s cannot be sparse (%s): let TMPDIR name a directory on "
-		  "another file system",
-		  dir, strerror(errno));
+	code = errno;
 	close(fd);
-	return err ? -err->code : -EOPNOTSUPP;
+	return error_set(err, code,
+			 "the snapshot's file in %s cannot be sparse (%s): let TMPDIR name a "
+			 "directory on another file system",
+			 dir, strerror(code));
 }
 
 struct disk *disk_overlay_open(struct disk *base, struct error *err)
@@ -262,7 +262,8 @@ struct disk *disk_overlay_open(struct disk *base, struct error *err)
 	o->disk = (struct disk){.driver = &overlay_driver,
 				.size = base->size,
 				.block_size = base->block_size,
-				.physical_block = base->physical_block};
+				.physical_block = base->physical_block,
+				.discard_block = base->physical_block};
 	base->read_only = true;
 	return &o->disk;
 }

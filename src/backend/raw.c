@@ -168,6 +168,22 @@ static void raw_submit(struct disk *d, struct disk_request *r)
 	aio_submit(d->aio, &r->io);
 }
 
+static int raw_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t size)
+{
+	while (size) {
+		ssize_t n = pread(raw_of(d)->fd, buf, size, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		buf = (uint8_t *)buf + n;
+		offset += (uint64_t)n;
+		size -= (uint64_t)n;
+	}
+	return 0;
+}
+
 static void raw_close(struct disk *d)
 {
 	struct raw *raw = raw_of(d);
@@ -177,7 +193,7 @@ static void raw_close(struct disk *d)
 }
 
 static const struct disk_driver raw_driver = {
-    .name = "raw", .submit = raw_submit, .close = raw_close};
+    .name = "raw", .submit = raw_submit, .read_now = raw_read_now, .close = raw_close};
 
 /* -errno if it has none, or one that makes no disk. */
 static int find_size(struct raw *raw, const struct disk_config *config, struct error *err)
@@ -197,7 +213,7 @@ static int find_size(struct raw *raw, const struct disk_config *config, struct e
 					 config->path, strerror(errno));
 	}
 	raw->disk.block_size = (unsigned)logical;
-	raw->disk.physical_block = physical;
+	raw->disk.physical_block = raw->disk.discard_block = physical;
 	if (!raw->disk.size)
 		return error_set(err, EINVAL,
 				 "disk %s is empty: give it a size with 'truncate -s 10G %s'",

@@ -26,7 +26,7 @@ static int take_word(struct parsed *p, const char *option, const char *word, str
 	} else {
 		return error_set(
 		    err, EINVAL,
-		    "--disk %s: '%s' is none of ro, snapshot, format=raw, serial=TEXT; "
+		    "--disk %s: '%s' is none of ro, snapshot, format=raw, format=qcow2, serial=TEXT; "
 		    "a comma in a file's name is written ',,'",
 		    option, word);
 	}

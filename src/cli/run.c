@@ -54,8 +54,8 @@ static const struct option_spec specs[] = {
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",
-     "a disk, raw: vda, the next is vdb, ...; options: ro, snapshot\n"
-     "(what is written is gone at the end), format=raw, serial=TEXT",
+     "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
+     "written is gone at the end), format=raw or qcow2, serial=TEXT",
      OPTION_LIST, offsetof(struct run_options, disks)},
     {"share", "DIR:TAG[,OPTION]...",
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"

@@ -376,7 +376,7 @@ static struct blk_config make_config(const struct disk *disk, unsigned nqueues)
 	    .num_queues = (uint16_t)nqueues,
 	    .max_discard_sectors = RANGE_MAX_SECTORS,
 	    .max_discard_seg = 1,
-	    .discard_sector_alignment = disk->physical_block / DISK_SECTOR,
+	    .discard_sector_alignment = disk->discard_block / DISK_SECTOR,
 	    .max_write_zeroes_sectors = RANGE_MAX_SECTORS,
 	    .max_write_zeroes_seg = 1,
 	    .write_zeroes_may_unmap = 1,

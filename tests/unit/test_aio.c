@@ -360,6 +360,36 @@ static void more_iovecs_than_the_kernel_takes(void **state)
 	assert_memory_equal(values, back, sizeof(values));
 }
 
+static int64_t call(struct aio_request *io)
+{
+	usleep(100);
+	return -(int64_t)io->length;
+}
+
+static void calls_run_beside_the_rest(void **state)
+{
+	struct bench *b = *state;
+	static struct request r[300];
+	static char buf[8];
+
+	NEED(b);
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < 300; i++) {
+			r[i].iov[0] = (struct iovec){buf, 8};
+			submit(b, &r[i], i % 3 ? AIO_CALL : AIO_READ, 0, 1);
+			r[i].io.call = call;
+			r[i].io.length = i;
+		}
+		if (round)
+			aio_drain(b->aio);
+		for (unsigned i = 0; i < 300; i++) {
+			wait_for(b, &r[i]);
+			assert_int_equal(r[i].ended, 1);
+			assert_int_equal(r[i].result, i % 3 ? -(int64_t)i : 8);
+		}
+	}
+}
+
 static void an_unknown_kind_is_refused(void **state)
 {
 	struct error err;
@@ -386,6 +416,7 @@ int main(void)
 	    BOTH(holes_are_made),
 	    BOTH(many_at_once_all_end),
 	    BOTH(an_end_may_begin_another),
+	    BOTH(calls_run_beside_the_rest),
 	    BOTH(more_iovecs_than_the_kernel_takes),
 	    cmocka_unit_test(an_unknown_kind_is_refused),
 	};
