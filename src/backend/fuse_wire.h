@@ -1,9 +1,9 @@
 /* The FUSE wire protocol, as takt speaks it.
  *
- * Constants and structs come from the kernel's uapi header, of which minor 31 (Linux 5.4) is enough.
- * What later minors added or gave a meaning is here under names of takt's own (wire_*, WIRE_*), so that
- * takt speaks the same protocol whichever header it was built with.  Offsets are those of the
- * protocol's minor 39.
+ * Constants and structs come from the kernel's uapi header, of which minor 31 (Linux 5.4) is
+ * enough. What later minors added or gave a meaning is here under names of takt's own (wire_*,
+ * WIRE_*), so that takt speaks the same protocol whichever header it was built with.  Offsets
+ * are those of the protocol's minor 39.
  */
 #ifndef TAKT_BACKEND_FUSE_WIRE_H
 #define TAKT_BACKEND_FUSE_WIRE_H

@@ -1,4 +1,5 @@
-/* The file server: opening a directory, negotiation, and each message's way in and out.  See hostdir.h.
+/* The file server: opening a directory, negotiation, and each message's way in and out.  See
+ * hostdir.h.
  *
  *   in:   header ─ arguments ─ names ─ data       out:  header ─ result ─ data
  *         └── copied once ──────┘     └ in place        └── copied ──┘  └ in place
@@ -331,7 +332,8 @@ size_t hostdir_handle(struct hostdir *h, struct hostdir_request *io)
 	if (result == REPLY_NONE || (op && op->flags & OP_SILENT))
 		return 0;
 	if (result > 0 && !r.direct) {
-		/* The operation has been done; a guest that left no room for the result knows that. */
+		/* The operation has been done; a guest that left no room for the result knows
+		 * that. */
 		if ((size_t)result > r.room)
 			result = -EOVERFLOW;
 		else

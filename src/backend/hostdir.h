@@ -1,10 +1,10 @@
 /* A host directory, served to a guest by the FUSE protocol (the backend of a virtio-fs device).
  *
- *   guest's message ─▶ hostdir_handle() ─▶ operation on DIR ─▶ reply, or a reply later (blocking locks)
+ *   guest's message ─▶ hostdir_handle() ─▶ operation on DIR ─▶ reply, now or (locks) later
  *
- * The guest is hostile: whatever it sends, it reaches nothing but files and directories below DIR (and
- * what is mounted there), no symbolic link is followed on the host, and nothing but regular files and
- * directories is ever opened.  A read-only share changes nothing.
+ * The guest is hostile: whatever it sends, it reaches nothing but files and directories below
+ * DIR (and what is mounted there), no symbolic link is followed on the host, and nothing but
+ * regular files and directories is ever opened.  A read-only share changes nothing.
  *
  * docs/shares.md says what a guest sees; hostdir_parts.h how the server is built.
  */
@@ -33,15 +33,16 @@ struct hostdir_config {
 	enum hostdir_cache cache;
 	bool locks; /* fcntl() and flock() locks are taken on the host, not in the guest alone */
 	bool acl;   /* POSIX ACLs; not together with map_ids */
-	/* takt's own ids appear in the guest as uid and gid, and all that the guest makes is takt's. */
+	/* takt's own ids appear in the guest as uid and gid, and all that the guest makes is
+	 * takt's. */
 	bool map_ids;
 	uint32_t uid, gid;
 	/* Descriptors it may have open.  0: half of what the process may. */
 	unsigned descriptors;
 };
 
-/* A message and the room for its reply, in guest memory or anywhere else, and bounds-checked; another
- * thread may be writing to it.  It must stay until the reply is there. */
+/* A message and the room for its reply, in guest memory or anywhere else, and bounds-checked;
+ * another thread may be writing to it.  It must stay until the reply is there. */
 struct hostdir_request {
 	const struct iovec *in, *out;
 	unsigned nin, nout;
@@ -60,8 +61,8 @@ struct hostdir_request {
 
 #define HOSTDIR_LATER SIZE_MAX
 
-/* Raises the process's soft limit on descriptors to the hard one.  NULL and `err`: -ENOENT, -ENOTDIR,
- * -EACCES, -EINVAL, -ENOMEM ... */
+/* Raises the process's soft limit on descriptors to the hard one.  NULL and `err`: -ENOENT,
+ * -ENOTDIR, -EACCES, -EINVAL, -ENOMEM ... */
 struct hostdir *hostdir_open(const struct hostdir_config *config, struct error *err);
 /* No request may be in progress; those that wait for locks are answered (EINTR) first. */
 void hostdir_close(struct hostdir *h);
@@ -71,8 +72,9 @@ void hostdir_close(struct hostdir *h);
  * It blocks as long as the file system does, but never for a lock. */
 size_t hostdir_handle(struct hostdir *h, struct hostdir_request *request);
 
-/* The guest is gone: forgets all it had (inodes, open files, locks).  Requests that wait for locks are
- * answered; those in progress on other threads finish.  A guest's FUSE_INIT does the same. */
+/* The guest is gone: forgets all it had (inodes, open files, locks).  Requests that wait for
+ * locks are answered; those in progress on other threads finish.  A guest's FUSE_INIT does the
+ * same. */
 void hostdir_reset(struct hostdir *h);
 
 /* Answers (EINTR) the requests that wait for locks now. */

@@ -186,7 +186,8 @@ static int set_times(struct request *r, const struct fuse_setattr_in *in, int fd
 	return utimensat(r->h->proc_fd, name, t, 0) ? -errno : 0;
 }
 
-/* The owner first, since that clears set-user-id bits; the times last, since a new size changes them. */
+/* The owner first, since that clears set-user-id bits; the times last, since a new size changes
+ * them. */
 int64_t op_setattr(struct request *r)
 {
 	const struct fuse_setattr_in *in = TAKE(r, struct fuse_setattr_in);

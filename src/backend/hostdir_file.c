@@ -1,7 +1,8 @@
 /* Operations on open files and directories.
  *
- * Only regular files and directories are opened, and by their inode: an O_PATH descriptor is looked at
- * before it is opened through /proc/self/fd, so no race can put a device or a FIFO in their place.
+ * Only regular files and directories are opened, and by their inode: an O_PATH descriptor is
+ * looked at before it is opened through /proc/self/fd, so no race can put a device or a FIFO in
+ * their place.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -35,9 +36,9 @@ int open_flags(struct hostdir *h, uint32_t flags)
 	return access | (int)(flags & O_TRUNC);
 }
 
-/* Close-to-open consistency: what the guest has cached stays if the file is as it was when the guest
- * last opened it.  A change within the clock's tick would not show, so a file must have been left alone
- * for a while to count as known. */
+/* Close-to-open consistency: what the guest has cached stays if the file is as it was when the
+ * guest last opened it.  A change within the clock's tick would not show, so a file must have
+ * been left alone for a while to count as known. */
 static bool is_unchanged(struct inode *i, int fd)
 {
 	struct timespec now;
@@ -153,8 +154,8 @@ int64_t op_opendir(struct request *r)
 	return reply_handle(r, fd, true, O_RDONLY, reply);
 }
 
-/* The handle that a request is about.  Without opening, one for this request alone: what it costs is paid
- * by the data that the guest then keeps. */
+/* The handle that a request is about.  Without opening, one for this request alone: what it
+ * costs is paid by the data that the guest then keeps. */
 static int use_handle(struct request *r, uint64_t fh, bool dir, struct handle **f, bool *own)
 {
 	struct inode *i;
@@ -189,8 +190,8 @@ static void done_with(struct request *r, struct handle *f, bool own)
 
 /* --- data --- */
 
-/* preadv2() or pwritev2() until all is done.  Both may do less than they were asked for; less in the
- * reply to a READ would tell the guest that the file ends there. */
+/* preadv2() or pwritev2() until all is done.  Both may do less than they were asked for; less in
+ * the reply to a READ would tell the guest that the file ends there. */
 static int64_t transfer(int fd, const struct iovec *iov, unsigned n, size_t at, size_t len,
 			uint64_t offset, int flags, bool write)
 {
@@ -236,8 +237,8 @@ int64_t op_read(struct request *r)
 	return done;
 }
 
-/* The guest's flags at the time of the write, not at that of the open.  Written back from the cache, data
- * has its place already. */
+/* The guest's flags at the time of the write, not at that of the open.  Written back from the
+ * cache, data has its place already. */
 static int write_flags(const struct fuse_write_in *in)
 {
 	int flags = 0;
@@ -379,8 +380,8 @@ struct dirent_on_host {
 	char name[];
 };
 
-/* Reads entries from `offset` on.  An offset is whatever the file system on the host makes of it; reading
- * on where the last read ended needs no seek. */
+/* Reads entries from `offset` on.  An offset is whatever the file system on the host makes of
+ * it; reading on where the last read ended needs no seek. */
 static ssize_t read_entries(struct handle *f, uint64_t offset, void *buf, size_t size)
 {
 	ssize_t n = -1;
@@ -486,8 +487,8 @@ int64_t op_flush(struct request *r)
 
 	if (!in)
 		return -EINVAL;
-	/* Nobody else looks at the directory, and the cache is written back before: upon this answer, the
-	 * guest does not ask again. */
+	/* Nobody else looks at the directory, and the cache is written back before: upon this
+	 * answer, the guest does not ask again. */
 	if (r->h->config.cache == HOSTDIR_ALWAYS && !r->h->config.locks)
 		return -ENOSYS;
 	f = handle_get(r->h, in->fh, r->head.nodeid, false);

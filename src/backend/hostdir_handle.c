@@ -1,8 +1,9 @@
 /* Open files, and the budget of descriptors.
  *
- * Everything long-lived takes its descriptor from one budget: hot inodes, open files, owners of locks.
- * When it is used up, or when the process has no more, hot inodes are made cold; if none can be, the
- * guest gets ENFILE.  Open files are known to the guest by generation << 32 | slot, as inodes are.
+ * Everything long-lived takes its descriptor from one budget: hot inodes, open files, owners of
+ * locks. When it is used up, or when the process has no more, hot inodes are made cold; if none
+ * can be, the guest gets ENFILE.  Open files are known to the guest by generation << 32 | slot,
+ * as inodes are.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,13 +1,13 @@
 /* Users and groups.
  *
- * With the privileges of root, the share is passed through: ids are the same on both sides, and what a
- * guest makes belongs to the process that asked.  For that the thread takes on the caller's fsuid and
- * fsgid, and keeps its capabilities: whether the caller may was decided by the guest's kernel, which
- * knows all of the caller's groups (virtiofs always mounts with default_permissions), so that no hint on
- * groups is needed from the guest either.
+ * With the privileges of root, the share is passed through: ids are the same on both sides, and
+ * what a guest makes belongs to the process that asked.  For that the thread takes on the
+ * caller's fsuid and fsgid, and keeps its capabilities: whether the caller may was decided by
+ * the guest's kernel, which knows all of the caller's groups (virtiofs always mounts with
+ * default_permissions), so that no hint on groups is needed from the guest either.
  *
- * Without privileges everything is made by, and belongs to, takt's own user.  With map_ids that user is
- * shown as another one; the host's user of that number, if any, is then shown as nobody.
+ * Without privileges everything is made by, and belongs to, takt's own user.  With map_ids that
+ * user is shown as another one; the host's user of that number, if any, is then shown as nobody.
  */
 #include <errno.h>
 #include <linux/capability.h>

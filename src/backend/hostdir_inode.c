@@ -1,11 +1,12 @@
 /* The inode table: see hostdir_parts.h for cold and hot.
  *
- * The guest's id of an inode is generation << 32 | slot.  A slot's generation goes up when it becomes
- * free, so an id that the guest should have forgotten leads nowhere.  Slots live in chunks that never
- * move.  An inode is free when the guest has forgotten it and nobody holds it.
+ * The guest's id of an inode is generation << 32 | slot.  A slot's generation goes up when it
+ * becomes free, so an id that the guest should have forgotten leads nowhere.  Slots live in
+ * chunks that never move.  An inode is free when the guest has forgotten it and nobody holds it.
  *
- * Parents are known by id, not held: a directory that the guest has forgotten is no longer needed,
- * since Linux forgets a directory after what is in it, and what it looks up again gets a new parent.
+ * Parents are known by id, not held: a directory that the guest has forgotten is no longer
+ * needed, since Linux forgets a directory after what is in it, and what it looks up again gets a
+ * new parent.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -408,8 +409,9 @@ int inode_stat(struct hostdir *h, struct inode *i, struct statx *stx)
 
 /* --- from hot to cold --- */
 
-/* Takes the next hot inode that nobody else holds and nobody used since the last time; held.  NULL: it was
- * none of the next few.  *left: how many there are still to pass by; it begins with 0. */
+/* Takes the next hot inode that nobody else holds and nobody used since the last time; held.
+ * NULL: it was none of the next few.  *left: how many there are still to pass by; it begins with
+ * 0. */
 static struct inode *coldest(struct hostdir *h, uint32_t *left)
 {
 	struct inode *found = NULL;

@@ -1,11 +1,11 @@
 /* Locks, taken on the host so that other guests and the host's programs see them.
  *
- * POSIX locks belong to a process.  All the guest's processes are one on the host, so each owner gets an
- * open file description of its own for each file it locks, and locks that (F_OFD_SETLK).  The owner's
- * locks end when it closes the file in the guest (FLUSH), as POSIX has it.  flock() locks belong to an
- * open file in the guest, which is one here.
+ * POSIX locks belong to a process.  All the guest's processes are one on the host, so each owner
+ * gets an open file description of its own for each file it locks, and locks that
+ * (F_OFD_SETLK).  The owner's locks end when it closes the file in the guest (FLUSH), as POSIX
+ * has it.  flock() locks belong to an open file in the guest, which is one here.
  *
- *   SETLKW ─▶ free: reply │ taken: the queue of those who wait ◀─ one thread, which tries again when
+ *   SETLKW ─▶ free: reply │ taken: the queue of those who wait ◀─ a thread, which tries again when
  *                                                     a lock of the guest ends, and now and then
  *
  * No thread is kept by a lock, and one that the host holds is noticed after WAIT_MAX at the latest.
@@ -49,7 +49,8 @@ static int open_for_locks(struct hostdir *h, struct inode *i)
 	return fd;
 }
 
-/* Returns with locks.lock held if it succeeds.  Opening needs room, hence eviction, hence no lock. */
+/* Returns with locks.lock held if it succeeds.  Opening needs room, hence eviction, hence no
+ * lock. */
 static int lock_owner_of(struct hostdir *h, struct inode *i, uint64_t owner,
 			 struct lock_owner **out)
 {
@@ -320,7 +321,8 @@ int64_t op_getlk(struct request *r)
 			out->lk.start = (uint64_t)lock.l_start;
 			out->lk.end =
 			    lock.l_len ? (uint64_t)(lock.l_start + lock.l_len - 1) : INT64_MAX;
-			/* Descriptions have no process; if there is one other owner only, it is that. */
+			/* Descriptions have no process; if there is one other owner only, it is
+			 * that. */
 			for (struct lock_owner *p = f->inode->owners; p; p = p->next) {
 				if (p != o && p->pid)
 					out->lk.pid = out->lk.pid ? 0 : p->pid;
@@ -390,8 +392,8 @@ int64_t op_setlkw(struct request *r)
 	return set_lock(r, true);
 }
 
-/* Only a wait can be interrupted.  EAGAIN tells the guest to ask again, in case the request that it means
- * is still on its way. */
+/* Only a wait can be interrupted.  EAGAIN tells the guest to ask again, in case the request that
+ * it means is still on its way. */
 int64_t op_interrupt(struct request *r)
 {
 	const struct fuse_interrupt_in *in = TAKE(r, struct fuse_interrupt_in);

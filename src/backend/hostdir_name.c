@@ -1,7 +1,7 @@
 /* Operations on names.
  *
- * Each works on one component in a directory that is known by its descriptor, never on a path, so there
- * is nothing that a link or a ".." could lead away from.
+ * Each works on one component in a directory that is known by its descriptor, never on a path,
+ * so there is nothing that a link or a ".." could lead away from.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -51,8 +51,8 @@ int lookup_name(struct hostdir *h, struct inode *dir, int dir_fd, const char *na
 	return rc;
 }
 
-/* "." and "..", which only a guest asks for that exports the share by NFS.  The host's ".." could lead
- * out of the share, so it is where the directory was seen. */
+/* "." and "..", which only a guest asks for that exports the share by NFS.  The host's ".."
+ * could lead out of the share, so it is where the directory was seen. */
 static int lookup_dots(struct request *r, const char *name, struct fuse_entry_out *entry)
 {
 	struct hostdir *h = r->h;
@@ -162,8 +162,8 @@ static mode_t without_umask(struct hostdir *h, int dir_fd, uint32_t mode, uint32
 	return mode & ~(umask & 0777);
 }
 
-/* takt's own umask is no business of the guest's.  It has no effect below a default ACL, where `wanted`
- * may lack in the file what the ACL took away. */
+/* takt's own umask is no business of the guest's.  It has no effect below a default ACL, where
+ * `wanted` may lack in the file what the ACL took away. */
 static bool umask_struck(struct hostdir *h, int dir_fd, mode_t wanted, mode_t is)
 {
 	char path[32];
@@ -351,8 +351,8 @@ static int open_existing(struct request *r, int dir_fd, const char *name,
 	return fd;
 }
 
-/* Returns a descriptor; *made: of a new file.  Without O_EXCL, open() would open a FIFO or a device that
- * is there. */
+/* Returns a descriptor; *made: of a new file.  Without O_EXCL, open() would open a FIFO or a
+ * device that is there. */
 static int create(struct request *r, int dir_fd, const char *name, const struct wire_create_in *in,
 		  mode_t mode, bool *made)
 {

@@ -9,20 +9,21 @@
  *   hostdir_lock.c    locks and those who wait for them
  *   hostdir_id.c      users and groups
  *
- * An inode is cold or hot.  Cold, it is known by its parent, its name there and its identity (device,
- * number, mount, time of birth); a hot one has an O_PATH descriptor as well.  LOOKUP makes cold ones,
- * so it costs one system call and no descriptor; what is opened, or is a directory walked through,
- * becomes hot.  When descriptors are short, hot ones become cold again, if they are still found by their
- * name and not in use.
+ * An inode is cold or hot.  Cold, it is known by its parent, its name there and its identity
+ * (device, number, mount, time of birth); a hot one has an O_PATH descriptor as well.  LOOKUP
+ * makes cold ones, so it costs one system call and no descriptor; what is opened, or is a
+ * directory walked through, becomes hot.  When descriptors are short, hot ones become cold
+ * again, if they are still found by their name and not in use.
  *
  *      guest's id ─▶ slot ─▶ struct inode ─▶ fd                           hot
  *   generation|slot                       └▶ parent's id, name, identity  cold: look, and compare
  *
- * What the guest must not notice: a file that it removes or replaces while knowing it is made hot
- * first, a file that it renames gets its new name in the table.  What others do on the host shows as
- * ESTALE, upon which Linux looks the name up again.
+ * What the guest must not notice: a file that it removes or replaces while knowing it is made
+ * hot first, a file that it renames gets its new name in the table.  What others do on the host
+ * shows as ESTALE, upon which Linux looks the name up again.
  *
- * Locks, in this order: renames, locks.lock, lock.  No system call that may block is made under `lock`.
+ * Locks, in this order: renames, locks.lock, lock.  No system call that may block is made under
+ * `lock`.
  */
 #ifndef TAKT_BACKEND_HOSTDIR_PARTS_H
 #define TAKT_BACKEND_HOSTDIR_PARTS_H
@@ -235,8 +236,9 @@ static inline bool negotiated(const struct hostdir *h, uint32_t flag)
 	return atomic_load_explicit(&h->flags, memory_order_relaxed) & flag;
 }
 
-/* On a read-only share that nobody else changes, OPEN and OPENDIR have nothing to say.  They are refused
- * (ENOSYS), upon which the guest opens without asking, and reads by inode (file handle 0). */
+/* On a read-only share that nobody else changes, OPEN and OPENDIR have nothing to say.  They are
+ * refused (ENOSYS), upon which the guest opens without asking, and reads by inode (file handle
+ * 0). */
 static inline bool without_opening(const struct hostdir *h, bool dir)
 {
 	return negotiated(h, dir ? FUSE_NO_OPENDIR_SUPPORT : FUSE_NO_OPEN_SUPPORT);
@@ -261,19 +263,19 @@ void inode_forget(struct hostdir *h, uint64_t id, uint64_t lookups);
 /* One more look-up for the guest to forget. */
 void inode_looked_up(struct hostdir *h, struct inode *i);
 
-/* Its O_PATH descriptor, valid as long as the inode is held.  -ESTALE: no longer where it was; -ENFILE;
- * whatever openat() says. */
+/* Its O_PATH descriptor, valid as long as the inode is held.  -ESTALE: no longer where it was;
+ * -ENFILE; whatever openat() says. */
 int inode_fd(struct hostdir *h, struct inode *i);
 /* As fstat().  -ESTALE ... */
 int inode_stat(struct hostdir *h, struct inode *i, struct statx *stx);
 
-/* Finds or makes the inode of `stx`, seen as `name` in `parent` (NULL: without a name).  `fd`: an O_PATH
- * descriptor of it, which is taken over, or -1.  One look-up more, and *out holds it if asked for.
- * -ENOMEM. */
+/* Finds or makes the inode of `stx`, seen as `name` in `parent` (NULL: without a name).  `fd`:
+ * an O_PATH descriptor of it, which is taken over, or -1.  One look-up more, and *out holds it
+ * if asked for. -ENOMEM. */
 int inode_intern(struct hostdir *h, const struct statx *stx, const struct inode *parent,
 		 const char *name, int fd, uint64_t *id, struct inode **out);
-/* If `name` in the directory `dir_fd` is an inode in the table, it becomes hot, and is held: its name is
- * about to go.  Not being where it was, it then stays hot. */
+/* If `name` in the directory `dir_fd` is an inode in the table, it becomes hot, and is held: its
+ * name is about to go.  Not being where it was, it then stays hot. */
 struct inode *inode_pin(struct hostdir *h, int dir_fd, const char *name);
 /* If `name` in `dir` is an inode in the table, it is to be found there from now on. */
 void inode_moved(struct hostdir *h, const struct inode *dir, int dir_fd, const char *name);
@@ -341,8 +343,8 @@ void locks_retry(struct hostdir *h);
 /* --- users and groups (hostdir_id.c) --- */
 
 int identity_init(struct hostdir *h, struct error *err);
-/* The calling thread makes files as the request's caller, until identity_leave().  -EPERM: an id that the
- * host cannot give. */
+/* The calling thread makes files as the request's caller, until identity_leave().  -EPERM: an id
+ * that the host cannot give. */
 int identity_enter(struct hostdir *h, const struct wire_in_header *head);
 void identity_leave(struct hostdir *h, const struct wire_in_header *head);
 /* Writes and truncations clear set-user-id and set-group-id bits even when takt is root. */

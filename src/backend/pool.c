@@ -1,7 +1,7 @@
 /* The thread pool: see pool.h.
  *
- * Invariant, under the lock: if the queue is not empty, either a thread is on its way to it (woken or
- * busy), or all threads that there may be are busy.
+ * Invariant, under the lock: if the queue is not empty, either a thread is on its way to it
+ * (woken or busy), or all threads that there may be are busy.
  */
 #include "backend/pool.h"
 

@@ -1,4 +1,5 @@
-/* virtio-fs: FUSE messages of the guest go to a file server (backend/hostdir.h), on a pool's threads.
+/* virtio-fs: FUSE messages of the guest go to a file server (backend/hostdir.h), on a pool's
+ * threads.
  *
  *   queue 0: FORGETs, which overtake the rest     queues 1..n: requests
  *
@@ -9,8 +10,9 @@
  * queue is touched by the machine's thread alone.  There is a slot for each descriptor of a queue,
  * so that requests which wait for locks hold up no others.
  *
- * Invariant: between pop and push a request is in flight (virtio_begin) and its slot taken.  Waiting
- * for a lock is ended (EINTR) when the device is to come to rest, so that is a matter of time.
+ * Invariant: between pop and push a request is in flight (virtio_begin) and its slot taken.
+ * Waiting for a lock is ended (EINTR) when the device is to come to rest, so that is a matter of
+ * time.
  */
 #include "virtio/fs.h"
 

@@ -1,4 +1,5 @@
-/* A FUSE client for unit tests: builds one message, hands it to a file server, checks the reply's form.
+/* A FUSE client for unit tests: builds one message, hands it to a file server, checks the
+ * reply's form.
  *
  *   fuse_begin(c, opcode, node); fuse_add(c, &args, sizeof(args)); fuse_add_name(c, "x");
  *   assert_int_equal(fuse_send(c), 0);          then  FUSE_REPLY(c, struct fuse_entry_out)->nodeid

@@ -1,5 +1,6 @@
-/* The file server against real directories: the life of files, what must not be reached, what a broken or
- * hostile guest may send.  As root it also checks ownership; not as root those tests say so and skip. */
+/* The file server against real directories: the life of files, what must not be reached, what a
+ * broken or hostile guest may send.  As root it also checks ownership; not as root those tests
+ * say so and skip. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -1097,8 +1098,8 @@ static void links_are_not_followed_on_the_host(void **state)
 	assert_int_equal(access("/tmp/takt-must-not-appear", F_OK), -1);
 }
 
-/* A directory and a symbolic link to one outside change places all the time; the guest looks for a file that
- * is only outside, in whatever it got. */
+/* A directory and a symbolic link to one outside change places all the time; the guest looks for
+ * a file that is only outside, in whatever it got. */
 static atomic_bool racing;
 
 static void *swap_names(void *arg)

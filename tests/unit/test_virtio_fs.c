@@ -1,5 +1,5 @@
-/* virtio-fs in a machine, driven as a guest's driver does: requests through a ring, locks that are waited for
- * when the device, the machine or its state is to come to rest. */
+/* virtio-fs in a machine, driven as a guest's driver does: requests through a ring, locks that
+ * are waited for when the device, the machine or its state is to come to rest. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -153,7 +153,8 @@ static void describe(unsigned i, gpa_t address, uint32_t length, uint16_t flags,
 	memcpy(d + 14, &next, 2);
 }
 
-/* Offers a message of `length` bytes at MESSAGE with room for a reply, in descriptors from `first` on. */
+/* Offers a message of `length` bytes at MESSAGE with room for a reply, in descriptors from
+ * `first` on. */
 static void offer(unsigned first, uint32_t length)
 {
 	uint8_t *avail = memory(RINGS + 0x1000, 4 + 2 * SIZE);
