@@ -146,7 +146,7 @@ int64_t op_opendir(struct request *r)
 		return -ENOTDIR;
 	fd = inode_fd(r->h, r->node);
 	if (fd >= 0)
-		fd = descriptor_open(r->h, fd, ".", O_RDONLY | O_DIRECTORY, 0);
+		fd = descriptor_open_dir(r->h, fd);
 	if (fd < 0)
 		return fd;
 	if (r->h->config.cache == HOSTDIR_ALWAYS)
@@ -169,7 +169,7 @@ static int use_handle(struct request *r, uint64_t fh, bool dir, struct handle **
 		if (i->key.type == (dir ? S_IFDIR : S_IFREG))
 			fd = inode_fd(r->h, i);
 		if (fd >= 0)
-			fd = dir ? descriptor_open(r->h, fd, ".", O_RDONLY | O_DIRECTORY, 0)
+			fd = dir ? descriptor_open_dir(r->h, fd)
 				 : descriptor_reopen(r->h, fd, O_RDONLY);
 		if (fd >= 0)
 			fd = handle_new(r->h, i, fd, dir, O_RDONLY, &fh);

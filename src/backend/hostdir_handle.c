@@ -57,9 +57,21 @@ void descriptor_close(struct hostdir *h, int fd)
 int descriptor_reopen(struct hostdir *h, int path_fd, int flags)
 {
 	char name[16];
+	int fd = -EPERM;
 
 	snprintf(name, sizeof(name), "%d", path_fd);
-	return descriptor_open(h, h->proc_fd, name, flags | O_NOCTTY, 0);
+	if (h->config.read_only && !(flags & O_PATH))
+		fd = descriptor_open(h, h->proc_fd, name, flags | O_NOCTTY | O_NOATIME, 0);
+	return fd == -EPERM ? descriptor_open(h, h->proc_fd, name, flags | O_NOCTTY, 0) : fd;
+}
+
+int descriptor_open_dir(struct hostdir *h, int path_fd)
+{
+	int flags = O_RDONLY | O_DIRECTORY, fd = -EPERM;
+
+	if (h->config.read_only)
+		fd = descriptor_open(h, path_fd, ".", flags | O_NOATIME, 0);
+	return fd == -EPERM ? descriptor_open(h, path_fd, ".", flags, 0) : fd;
 }
 
 void proc_path(char path[32], int fd)

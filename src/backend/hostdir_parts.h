@@ -301,8 +301,10 @@ int descriptor_open(struct hostdir *h, int dir_fd, const char *path, int flags, 
 /* The same, not making room by eviction, which uses it. */
 int descriptor_open_nested(struct hostdir *h, int dir_fd, const char *path, int flags);
 void descriptor_close(struct hostdir *h, int fd);
-/* Opens what an O_PATH descriptor stands for. */
+/* Opens what an O_PATH descriptor stands for.  Reading from a read-only share leaves no trace in the
+ * times of access, where takt may ask for that: of its own user's files, or as root. */
 int descriptor_reopen(struct hostdir *h, int path_fd, int flags);
+int descriptor_open_dir(struct hostdir *h, int path_fd);
 
 /* Takes over `fd`; holds the inode.  -ENFILE, -ENOMEM: the descriptor is closed. */
 int handle_new(struct hostdir *h, struct inode *i, int fd, bool dir, uint32_t flags, uint64_t *id);
