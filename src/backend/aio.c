@@ -167,7 +167,7 @@ static void *thread_main(void *arg)
 		first = !a->finished.first;
 		list_put(&a->finished, r);
 		pthread_cond_signal(&a->ended);
-		/* Under the lock: aio_drain() cannot return, and the owner go, before the call did. */
+		/* Under the lock: the owner cannot be gone before the call has returned. */
 		if (first)
 			a->wake(a->data);
 	}
@@ -335,8 +335,10 @@ static const struct aio_kind uring_kind = {"uring", uring_start, uring_kick, uri
 static void uring_completed(void *data)
 {
 	struct aio *a = data;
+	/* The owner moves the head meanwhile: io_uring_cq_ready() is for its thread. */
+	unsigned head = __atomic_load_n(a->ring.cq.khead, __ATOMIC_RELAXED);
 
-	if (io_uring_cq_ready(&a->ring))
+	if (__atomic_load_n(a->ring.cq.ktail, __ATOMIC_ACQUIRE) != head)
 		a->wake(a->data);
 }
 

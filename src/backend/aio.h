@@ -1,15 +1,15 @@
 /* Asynchronous file I/O of one machine: reads, writes, flushes and allocation, none of which blocks
  * who asks.
  *
- *   aio_submit() ─▶ queue ─▶ io_uring, or threads ─▶ done queue ─ wake() ─▶ aio_poll() ─▶ request->done()
- *                (any number)   (at most `depth`)
+ *   aio_submit() ─▶ queue ─▶ io_uring, or threads ── wake() ─▶ aio_poll() ─▶ request->done()
+ *              (any number)  (at most AIO_DEPTH)
  *
  * Two kinds behind one interface: io_uring, and a few threads where the host forbids it (Docker's
  * seccomp profile does).  TAKT_AIO=uring or TAKT_AIO=threads chooses, for tests.
  *
- * Invariants: done() runs in aio_poll() and aio_drain() only, once a request; between aio_submit() and
- * done() a request and its memory belong to this file.  A read or write that the host does in part is
- * gone on with; only the end of the file and errors cut it short.
+ * Invariants: done() runs in aio_poll() and aio_drain() only, once a request; between
+ * aio_submit() and done() a request and its memory belong to this file.  A read or write that
+ * the host does in part is gone on with; only the end of the file and errors cut it short.
  *
  * The owner serializes all calls; wake() comes from any thread, also from within aio_kick().
  */
@@ -55,7 +55,8 @@ struct aio_request {
 struct aio;
 
 /* Makes it.  With `loop`, which calls wake() on its thread, io_uring is taken if the host has it;
- * without one, threads.  -EINVAL, -EPERM (TAKT_AIO asks for what is not there), -ENOMEM, -EAGAIN. */
+ * without one, threads.  -EINVAL, -EPERM (TAKT_AIO asks for what is not there), -ENOMEM,
+ * -EAGAIN. */
 struct aio *aio_create(struct loop *loop, void (*wake)(void *data), void *data, struct error *err);
 /* Nothing may be in flight; from the loop's thread. */
 void aio_destroy(struct aio *a);

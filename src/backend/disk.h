@@ -3,8 +3,8 @@
  *   virtio-blk ─▶ disk_submit() ─▶ [overlay: `,snapshot`] ─▶ raw or qcow2 ─▶ aio ─▶ file
  *                      done() ◀───────────────────────────────────────┘
  *
- * A driver (raw.c, qcow2.c, overlay.c) is one table of functions.  disk_submit() has checked a request against
- * the disk; a driver answers it once by disk_done(), at once or from aio_poll().
+ * A driver (raw.c, qcow2.c, overlay.c) is one table of functions.  disk_submit() has checked a
+ * request against the disk; a driver answers it once by disk_done(), at once or from aio_poll().
  *
  * All is called by the owner of the aio, which serializes it.
  */

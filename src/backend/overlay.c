@@ -3,9 +3,9 @@
  *   written:  one bit a sector ── 1: it is in the overlay
  *                                 0: it is in the base
  *
- * A sector's bit is set when its write has succeeded, so that an error never shows what is not there.
- * A read goes through its runs of equal bits one after the other.  Nothing survives the end, so a
- * flush has nothing to do. */
+ * A sector's bit is set when its write has succeeded, so that an error never shows what is not
+ * there. A read goes through its runs of equal bits one after the other.  Nothing survives the
+ * end, so a flush has nothing to do. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

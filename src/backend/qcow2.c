@@ -1,17 +1,19 @@
 /* qcow2 images, versions 2 and 3: a disk in clusters that are there only once they were written.
  *
- *   header ─▶ L1 table ─▶ L2 table ─▶ cluster: data, compressed, all zero, or not there: the backing disk's
+ *   header ─▶ L1 table ─▶ L2 table ─▶ cluster: data, compressed, zero, or the backing disk's
  *          └▶ refcount table ─▶ refcount block ─▶ how often each cluster of the file is in use
  *
- * The L1 and refcount tables are in memory; of L2 tables some are, as they are in the file (all changes
- * are written at once).  Requests run one at a time on a thread of aio's, as plain reads and writes.
+ * The L1 and refcount tables are in memory; of L2 tables some are, as they are in the file (all
+ * changes are written at once).  Requests run one at a time on a thread of aio's, as plain reads
+ * and writes.
  *
- * Invariant, also if the host stops at any time: what a flushed L1 or L2 table refers to has a reference
- * count.  Clusters are therefore counted in batches, which are on stable storage before the first is
- * handed out; a stop leaves some that nobody uses, which 'qemu-img check' gives back.
+ * Invariant, also if the host stops at any time: what a flushed L1 or L2 table refers to has a
+ * reference count.  Clusters are therefore counted in batches, which are on stable storage
+ * before the first is handed out; a stop leaves some that nobody uses, which 'qemu-img check'
+ * gives back.
  *
- * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which holds the
- * header and the backing disk's name, is never handed out.
+ * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
+ * holds the header and the backing disk's name, is never handed out.
  *
  * QEMU, docs/interop/qcow2.txt. */
 #include <endian.h>

@@ -4,12 +4,13 @@
  *   4G - 1G ......... 4G - 512M ...      |   above RAM, PCI_WINDOW64_SIZE
  *   | 32-bit window  | ECAM | APICs      |   | 64-bit window |
  *
- * BARs have addresses at power-on, as firmware would leave them; the guest turns decoding on, and may
- * move them.
+ * BARs have addresses at power-on, as firmware would leave them; the guest turns decoding on,
+ * and may move them.
  *
- * Invariants, whatever the guest writes: `maps` lists, sorted by address, the BARs that are enabled
- * (command bit 1) and lie inside a window; an access belongs to the last one that starts at or below
- * it, if it reaches that far.  A config space differs from the one at power-on in writable bits only.
+ * Invariants, whatever the guest writes: `maps` lists, sorted by address, the BARs that are
+ * enabled (command bit 1) and lie inside a window; an access belongs to the last one that starts
+ * at or below it, if it reaches that far.  A config space differs from the one at power-on in
+ * writable bits only.
  *
  * PCI Local Bus Specification 3.0, chapter 6; PCI Express Base 4.0, 7.2.2 (ECAM).
  */

@@ -1,7 +1,8 @@
 /* The virtio devices of a machine: which it has, and what they ask of it.
  *
  * Invariant: what a backend completes reaches a device on the thread that runs the machine, in
- * machine_advance(), or in machine_drain() while none does; interrupts follow for all of it at once.
+ * machine_advance(), or in machine_drain() while none does; interrupts follow for all of it at
+ * once.
  */
 #include <errno.h>
 #include <stdlib.h>

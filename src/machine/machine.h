@@ -58,8 +58,8 @@ struct machine_config {
 	/* Open; they outlive the machine, and belong to no other. */
 	const struct machine_share *shares;
 	unsigned nshares;
-	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.  NULL:
-	 * threads do. */
+	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
+	 * NULL: threads do. */
 	struct loop *loop;
 	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
 	 * worker. */

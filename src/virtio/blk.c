@@ -3,8 +3,8 @@
  *   chain:   header (16 bytes: type, sector)  data ...  status (the last byte that can be written)
  *   request: one of `slots` a queue, from pop to push; who finds none waits for one to end
  *
- * Where header, data and status lie among the descriptors is the driver's choice.  Each request that
- * has a place for a status gets one: the driver's mistakes are errors of its requests.
+ * Where header, data and status lie among the descriptors is the driver's choice.  Each request
+ * that has a place for a status gets one: the driver's mistakes are errors of its requests.
  *
  * Invariant: between pop and push a request is in flight (virtio_begin) and its slot taken. */
 #include "virtio/blk.h"
@@ -18,7 +18,10 @@
 #define QUEUE_SIZE 256
 #define SLOTS 128
 #define SEG_MAX 126 /* and header and status */
-#define SIZE_MAX_BYTES (1u << 20)
+#define SIZE_MAX_BYTES (256u << 10)
+/* A driver that keeps to these asks for no more.  What the host has in its page cache is copied
+ * while the request is submitted, so a transfer needs a bound. */
+#define TRANSFER_MAX (SEG_MAX * (uint64_t)SIZE_MAX_BYTES)
 #define RANGE_MAX_SECTORS (1u << 22) /* a discard's: 2 GiB */
 
 #define F_SIZE_MAX (1ULL << 1)
@@ -156,7 +159,8 @@ static void transfer(struct blk_request *r, enum disk_op op, uint64_t sector)
 {
 	struct virtq_chain *c = &r->chain;
 
-	if (sector > UINT64_MAX / DISK_SECTOR) {
+	if (sector > UINT64_MAX / DISK_SECTOR ||
+	    (op == DISK_READ ? c->write_bytes : c->read_bytes) > TRANSFER_MAX) {
 		finish(r, STATUS_IOERR);
 		return;
 	}

@@ -4,13 +4,13 @@
  *                           ▲                                     │ request to a backend
  *   interrupts in a batch ──┴── virtio_flush() ◀── completions ◀──┘
  *
- * A device is a struct that embeds struct virtio_device, fills it with virtio_device_init(), and has
- * one table of functions.  All of them, and all functions here but virtio_wake(), are called on the
- * thread that runs the machine, or while none does.
+ * A device is a struct that embeds struct virtio_device, fills it with virtio_device_init(), and
+ * has one table of functions.  All of them, and all functions here but virtio_wake(), are called
+ * on the thread that runs the machine, or while none does.
  *
  * A request that a backend has is in flight, from virtio_begin() to virtio_end().  Invariant: a
- * device that was reset, by the guest or with its machine, has none in flight; a guest's reset takes
- * effect (its status reads 0) when the last has ended.
+ * device that was reset, by the guest or with its machine, has none in flight; a guest's reset
+ * takes effect (its status reads 0) when the last has ended.
  *
  * Virtio 1.2, chapters 2 and 3.
  */
@@ -44,7 +44,8 @@ struct virtio_ops {
 	void (*notify)(struct virtio_device *d, unsigned queue);
 	/* After virtio_wake(). */
 	void (*woken)(struct virtio_device *d);
-	/* The driver is ready (DRIVER_OK): d->features are final.  notify() of each queue follows. */
+	/* The driver is ready (DRIVER_OK): d->features are final.  notify() of each queue
+	 * follows. */
 	void (*started)(struct virtio_device *d);
 	/* The driver is about to reset the device: what is in flight must end by itself soon. */
 	void (*come_to_rest)(struct virtio_device *d);

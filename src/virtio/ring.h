@@ -7,12 +7,13 @@
  *      (device area)                          │
  *   interrupt      ◀────────────────────  virtq_signal()
  *
- *   descriptor table: 16 bytes each: address, length, flags, next; one may point to a table of its own
+ *   descriptor table: 16 bytes each: address, length, flags, next; one may point to a table of
+ * its own
  *
- * Everything in the rings is the guest's and may change under our hands: each value is read once,
- * checked, and only then used.  After virtq_pop() a chain lies in RAM altogether, has what the device
- * reads first, then what it writes, and no more than 4 GiB.  Anything else is -EINVAL, after which
- * the device is to be declared broken.
+ * Everything in the rings is the guest's and may change under our hands: each value is read
+ * once, checked, and only then used.  After virtq_pop() a chain lies in RAM altogether, has what
+ * the device reads first, then what it writes, and no more than 4 GiB.  Anything else is
+ * -EINVAL, after which the device is to be declared broken.
  *
  * Who writes to guest RAM by host pointers tells ram_written(): virtq_write() and virtq_push() do,
  * for all that was left writable in the chain.
@@ -81,7 +82,8 @@ void virtq_disarm(struct virtq *q);
 /* From now on it does.  True: something has become available meanwhile. */
 bool virtq_rearm(struct virtq *q);
 
-/* Copies from, or to, the front of the chain.  Returns how many bytes there were, at most `size`. */
+/* Copies from, or to, the front of the chain.  Returns how many bytes there were, at most
+ * `size`. */
 size_t virtq_read(struct virtq_chain *c, void *buf, size_t size);
 size_t virtq_write(const struct virtq *q, struct virtq_chain *c, const void *buf, size_t size);
 /* Takes the last byte that can be written off the chain; NULL if there is none. */

@@ -1,8 +1,8 @@
-/* virtio-rng: each buffer the driver offers is filled from getrandom(), which does not block once the
- * host has booted.  It keeps nothing.
+/* virtio-rng: each buffer the driver offers is filled from getrandom(), which does not block
+ * once the host has booted.  It keeps nothing.
  *
- * A driver that offers buffers without end gets so many bytes a look, and then again after the vcpu's
- * next slice has begun: it cannot hold the worker. */
+ * A driver that offers buffers without end gets so many bytes a look, and then again after the
+ * vcpu's next slice has begun: it cannot hold the worker. */
 #include "virtio/rng.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* Disks: raw files hold what was written, holes are zeroes, a snapshot leaves its file alone, and what
- * cannot work is one clear sentence or an error of the request. */
+/* Disks: raw files hold what was written, holes are zeroes, a snapshot leaves its file alone,
+ * and what cannot work is one clear sentence or an error of the request. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

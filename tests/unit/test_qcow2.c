@@ -1,5 +1,5 @@
-/* qcow2 images: QEMU's own tool makes them, reads what takt wrote and finds nothing wrong with it; damaged
- * ones are errors.  Skipped where there is no qemu-img. */
+/* qcow2 images: QEMU's own tool makes them, reads what takt wrote and finds nothing wrong with
+ * it; damaged ones are errors.  Skipped where there is no qemu-img. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -139,7 +139,8 @@ static void the_disk_is_the_model(struct bench *b)
 	free(buf);
 }
 
-/* Random requests, which the model has, too.  A discard may leave what was there: it is read back. */
+/* Random requests, which the model has, too.  A discard may leave what was there: it is read
+ * back. */
 static void random_requests(struct bench *b, unsigned count, uint64_t most)
 {
 	uint8_t *buf = malloc(SIZE);

@@ -1,5 +1,6 @@
-/* Virtio devices in a machine, from the guest's side: transport registers, random numbers, disks; what
- * becomes of requests in flight; saving and loading; and whatever a hostile driver does. */
+/* Virtio devices in a machine, from the guest's side: transport registers, random numbers,
+ * disks; what becomes of requests in flight; saving and loading; and whatever a hostile driver
+ * does. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
