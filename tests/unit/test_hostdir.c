@@ -78,6 +78,22 @@ static int remove_one(const char *name, const struct stat *st, int type, struct 
 	return remove(name);
 }
 
+static int open_up(const char *name, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st;
+	(void)ftw;
+	return type == FTW_D || type == FTW_DNR ? chmod(name, 0700) : 0;
+}
+
+/* What the random messages made may have any mode; each turn gets one level deeper. */
+static void remove_tree(const char *name)
+{
+	for (int turn = 0; turn < 100 && access(name, F_OK) == 0; turn++) {
+		nftw(name, open_up, 16, FTW_PHYS);
+		nftw(name, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	}
+}
+
 static void start(void)
 {
 	struct error err = {0};
@@ -125,7 +141,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	stop();
-	nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	remove_tree(base);
 	return 0;
 }
 
