@@ -77,9 +77,34 @@ static void publish_steal(struct pvclock *p)
 	version_begin(&steal->version);
 	steal->steal = p->stolen;
 	steal->flags = 0;
-	steal->preempted = 0;
 	version_end(&steal->version);
 	ram_written_across(p->ram, p->steal_time & ~ENABLED, sizeof(*steal));
+}
+
+/* struct kvm_steal_time, `preempted` */
+#define PREEMPTED 1u
+#define FLUSH_TLB 2u
+
+static uint8_t set_preempted(struct pvclock *p, uint8_t value)
+{
+	struct steal_time *steal = record(p, p->steal_time, sizeof(*steal));
+	uint8_t old = 0;
+
+	if (!steal)
+		return 0;
+	old = __atomic_exchange_n(&steal->preempted, value, __ATOMIC_SEQ_CST);
+	ram_written_across(p->ram, p->steal_time & ~ENABLED, sizeof(*steal));
+	return old;
+}
+
+void pvclock_preempted(struct pvclock *p)
+{
+	set_preempted(p, PREEMPTED);
+}
+
+bool pvclock_running(struct pvclock *p)
+{
+	return set_preempted(p, 0) & FLUSH_TLB;
 }
 
 void pvclock_publish(struct pvclock *p)

@@ -46,5 +46,9 @@ int pvclock_msr_read(struct pvclock *p, uint32_t msr, uint64_t *value);
 int pvclock_msr_write(struct pvclock *p, uint32_t msr, uint64_t value);
 /* Before the vcpu runs: brings the records in guest RAM up to date if anything changed. */
 void pvclock_publish(struct pvclock *p);
+/* The vcpu stops running, and begins to.  Meanwhile other vcpus need not interrupt it for a TLB flush but may
+ * ask for one: whether they did. */
+void pvclock_preempted(struct pvclock *p);
+bool pvclock_running(struct pvclock *p);
 
 #endif

@@ -37,6 +37,7 @@
 #define DEFAULT_CMDLINE "console=ttyS0,115200n8r panic=-1 reboot=a"
 
 #define NO_EVENT (-1)
+#define CPUS_MAX 32
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
@@ -63,7 +64,7 @@ static const struct option_spec specs[] = {
      OPTION_LIST, offsetof(struct run_options, shares)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
-    {"cpus", "N", "processors (default: 1, the only number yet)", OPTION_NUMBER,
+    {"cpus", "N", "processors, 1 to 32, also more than this host has (default: 1)", OPTION_NUMBER,
      offsetof(struct run_options, cpus)},
     {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
      offsetof(struct run_options, cpu)},
@@ -344,7 +345,7 @@ static int make_console(struct run *r, struct error *err)
 
 static int make_sched(struct run *r, struct error *err)
 {
-	struct sched_config config = {.engine = r->engine, .workers = (unsigned)r->options.cpus};
+	struct sched_config config = {.engine = r->engine};
 
 	r->sched = sched_create(&config, err);
 	return r->sched ? sched_add(r->sched, r->machine, err) : -err->code;
@@ -387,10 +388,9 @@ static int start(struct run *r, struct error *err)
 {
 	int rc;
 
-	if (r->options.cpus != 1)
-		return error_set(err, EINVAL,
-				 "--cpus %llu: this version runs machines with one processor",
-				 (unsigned long long)r->options.cpus);
+	if (!r->options.cpus || r->options.cpus > CPUS_MAX)
+		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
+				 (unsigned long long)r->options.cpus, CPUS_MAX);
 	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
 	    (rc = choose_images(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||

@@ -15,6 +15,7 @@ enum exit_reason {
 	EXIT_HALTED,   /* run_state is VCPU_HALTED and nothing is pending */
 	EXIT_SLICE,    /* ATTENTION_SLICE was set */
 	EXIT_KICKED,   /* ATTENTION_KICK was set: look at the machine's inbox and flags */
+	EXIT_YIELD,    /* it waits in a loop, perhaps for a vcpu that could run instead */
 	EXIT_SHUTDOWN, /* triple fault; the state is that of the first fault of the three */
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };
@@ -22,6 +23,7 @@ enum exit_reason {
 struct symbols;
 
 struct engine_config {
+	unsigned vcpus;            /* how many there will be; 0: one */
 	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
 	/* bt: what perf(1) is told of translated code. */
 	bool perf_map;                 /* write /tmp/perf-PID.map */
@@ -49,6 +51,9 @@ struct engine {
 	enum exit_reason (*run)(struct vcpu *v, struct error *err);
 	/* After the caller changed the vcpu or guest memory behind the engine's back (state load). */
 	void (*state_loaded)(struct vcpu *v);
+	/* The guest asks for every translation to be forgotten (a paravirtual TLB flush).  While it does
+	 * not run. */
+	void (*flush_tlb)(struct vcpu *v);
 	/* Looks at what each vcpu does just now: for the time since the last look, `elapsed`, it is taken
 	 * to have done that.  Any one thread at a time. */
 	void (*sample)(struct engine_machine *em, ns_t elapsed);

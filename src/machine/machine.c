@@ -124,6 +124,51 @@ static void apply_signals(struct machine *m, struct vcpu_slot *slot)
 		slot->sipi_pending = 0;
 		apply_sipi(m, slot);
 	}
+	if (slot->kicked && slot->vcpu->run_state == VCPU_HALTED) {
+		slot->kicked = 0;
+		slot->vcpu->run_state = VCPU_RUNNING;
+	}
+}
+
+/* --- paravirtual calls (Linux Documentation/virt/kvm/x86/hypercalls.rst) --- */
+
+#define KVM_HC_KICK_CPU 5
+#define KVM_HC_SEND_IPI 10
+#define KVM_ENOSYS 1000
+
+static int64_t kick_cpu(struct machine *m, uint64_t apic_id)
+{
+	if (apic_id >= m->nvcpus)
+		return 0;
+	m->slots[apic_id].kicked = 1;
+	vcpu_attention(m->slots[apic_id].vcpu, ATTENTION_KICK);
+	return 0;
+}
+
+/* To the APIC ids `first` + n for each bit n; returns how many there were. */
+static int64_t send_ipi(struct machine *m, const uint64_t bits[2], uint32_t first, uint32_t icr)
+{
+	unsigned mode = icr >> 8 & 7;
+	int64_t count = 0;
+
+	if (first >= m->nvcpus)
+		return 0;
+	for (unsigned n = 0; n < 128 && first + n < m->nvcpus; n++) {
+		if (!(bits[n / 64] >> n % 64 & 1))
+			continue;
+		apic_bus_deliver(&m->apic_bus, first + n, false, mode, (uint8_t)icr, false);
+		count++;
+	}
+	return count;
+}
+
+int64_t machine_hypercall(struct machine *m, uint64_t nr, const uint64_t arg[4])
+{
+	switch (nr) {
+	case KVM_HC_KICK_CPU: return kick_cpu(m, arg[1]);
+	case KVM_HC_SEND_IPI: return send_ipi(m, arg, (uint32_t)arg[2], (uint32_t)arg[3]);
+	default: return -KVM_ENOSYS;
+	}
 }
 
 /* --- running --- */
@@ -199,7 +244,7 @@ bool machine_vcpu_runnable(struct machine *m, struct vcpu *v)
 		return true;
 	if (v->run_state != VCPU_HALTED)
 		return false;
-	return (v->nmi_pending && !v->nmi_blocked) ||
+	return slot->kicked || (v->nmi_pending && !v->nmi_blocked) ||
 	       (v->rflags & RFLAGS_IF && v->ops->irq_pending(slot, v) >= 0);
 }
 
@@ -228,10 +273,14 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 
 	machine_lock(m);
 	apply_signals(m, slot);
+	if (m->nvcpus > 1 && pvclock_running(&slot->pvclock))
+		m->engine->flush_tlb(v);
 	machine_unlock(m);
 	atomic_store(&slot->asleep_for_good, false);
 	reason = m->engine->run(v, &err);
 	machine_lock(m);
+	if (m->nvcpus > 1)
+		pvclock_preempted(&slot->pvclock);
 	uart_flush(&m->uart);
 	switch (reason) {
 	case EXIT_SHUTDOWN: request_end(m, MACHINE_TRIPLE_FAULT); break;
@@ -329,6 +378,7 @@ static int create_vcpu(struct machine *m, unsigned index, struct error *err)
 
 static int build(struct machine *m, const struct machine_config *config, struct error *err)
 {
+	struct engine_config engine_config = config->engine_config;
 	int ret = ram_init(&m->ram, config->memory, err);
 
 	if (ret)
@@ -337,7 +387,8 @@ static int build(struct machine *m, const struct machine_config *config, struct 
 	m->lapics = calloc(m->nvcpus, sizeof(*m->lapics));
 	if (!m->slots || !m->lapics)
 		return error_set(err, ENOMEM, "not enough memory for a machine");
-	m->engine_machine = m->engine->machine_create(&m->ram, &config->engine_config, err);
+	engine_config.vcpus = m->nvcpus;
+	m->engine_machine = m->engine->machine_create(&m->ram, &engine_config, err);
 	if (!m->engine_machine)
 		return -ENOMEM;
 	for (unsigned i = 0; i < m->nvcpus; i++) {
@@ -416,7 +467,7 @@ static int reset_parts(struct machine *m, struct error *err)
 		v->tsc_offset = m->clock.tsc_offset;
 		v->run_state = i ? VCPU_WAIT_SIPI : VCPU_RUNNING;
 		v->nmi_pending = 0;
-		slot->init_pending = slot->sipi_pending = 0;
+		slot->init_pending = slot->sipi_pending = slot->kicked = 0;
 		atomic_store(&slot->asleep_for_good, i != 0);
 		pvclock_reset(&slot->pvclock);
 		lapic_reset(slot->lapic);
@@ -455,11 +506,12 @@ static const struct state_field slot_fields[] = {
     STATE_U8(struct vcpu_slot, init_pending),
     STATE_U8(struct vcpu_slot, sipi_pending),
     STATE_U8(struct vcpu_slot, sipi_vector),
+    STATE_FIELD(struct vcpu_slot, kicked, uint8_t, STATE_TYPE_U8, 2),
 };
 
 static const struct state_table slot_table = {
     .name = "vcpu-signals",
-    .version = 1,
+    .version = 2,
     .fields = slot_fields,
     .nfields = ARRAY_SIZE(slot_fields),
 };

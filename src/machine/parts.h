@@ -29,6 +29,7 @@ struct vcpu_slot {
 	struct timer_queue timers; /* its local APIC's; slot 0 has the chips' too */
 	/* Start-up signals, applied between two runs. --- state --- */
 	uint8_t init_pending, sipi_pending, sipi_vector;
+	uint8_t kicked; /* by KVM_HC_KICK_CPU: HLT ends, or the next one does not begin */
 	/* Halted for good unless another vcpu signals; set by its own worker. */
 	_Atomic bool asleep_for_good;
 };
@@ -112,6 +113,8 @@ struct machine {
 /* platform.c: the vcpu's view of the chips. */
 extern const struct platform_ops machine_platform_ops;
 int machine_map_chips(struct machine *m, struct error *err);
+/* machine.c: KVM's hypercalls; the lock is held. */
+int64_t machine_hypercall(struct machine *m, uint64_t nr, const uint64_t arg[4]);
 /* serial.c: the UART's other side. */
 void machine_console_init(struct machine *m);
 void machine_console_reset(struct machine *m);

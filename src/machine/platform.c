@@ -291,6 +291,18 @@ static int irq_ack(void *p, struct vcpu *v)
 	return vector;
 }
 
+static int64_t hypercall(void *p, struct vcpu *v, uint64_t nr, const uint64_t arg[4])
+{
+	struct machine *m = ((struct vcpu_slot *)p)->machine;
+	int64_t result;
+
+	(void)v;
+	machine_lock(m);
+	result = machine_hypercall(m, nr, arg);
+	machine_unlock(m);
+	return result;
+}
+
 static uint64_t cr8_read(void *p, struct vcpu *v)
 {
 	(void)v;
@@ -316,6 +328,7 @@ const struct platform_ops machine_platform_ops = {
     .msr_write = msr_write,
     .irq_pending = irq_pending,
     .irq_ack = irq_ack,
+    .hypercall = hypercall,
     .cr8_read = cr8_read,
     .cr8_write = cr8_write,
 };

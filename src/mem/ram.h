@@ -21,6 +21,7 @@ struct ram {
 	uint64_t low_size; /* bytes below the hole */
 	/* One byte a page (RAM_PAGE_*), by ram_page_index; zero until somebody cares. */
 	uint8_t *page_flags;
+	bool concurrent; /* several threads run the guest at a time */
 	/* Called after a write through ram_written() to a page with RAM_PAGE_CODE. */
 	void (*code_written)(void *data, gpa_t gpa, uint64_t len);
 	void *code_data;
@@ -55,10 +56,23 @@ static inline uint64_t ram_page_index(const struct ram *ram, gpa_t gpa)
 	       GUEST_PAGE_SHIFT;
 }
 
+/* The gpa of `host`, a pointer into RAM. */
+static inline gpa_t ram_gpa(const struct ram *ram, const void *host)
+{
+	uint64_t off = (uint64_t)((const uint8_t *)host - ram->host);
+
+	return off < ram->low_size ? off : off - ram->low_size + RAM_HIGH_BASE;
+}
+
 /* To be called by whoever wrote [gpa, gpa+len), RAM within one page, by its host pointer. */
 static inline void ram_written(const struct ram *ram, gpa_t gpa, uint64_t len)
 {
-	if (unlikely(ram->page_flags[ram_page_index(ram, gpa)] & RAM_PAGE_CODE))
+	const uint8_t *flags = &ram->page_flags[ram_page_index(ram, gpa)];
+
+	/* The bytes must be there before the flag is read: see engine/bt/share.c. */
+	if (ram->concurrent)
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (unlikely(__atomic_load_n(flags, __ATOMIC_RELAXED) & RAM_PAGE_CODE))
 		ram->code_written(ram->code_data, gpa, len);
 }
 
@@ -70,14 +84,6 @@ static inline void ram_written_across(const struct ram *ram, gpa_t gpa, uint64_t
 	ram_written(ram, gpa, first);
 	if (len > first)
 		ram_written(ram, gpa + first, len - first);
-}
-
-/* Where `host`, a pointer into RAM, lies for the guest. */
-static inline gpa_t ram_gpa(const struct ram *ram, const void *host)
-{
-	uint64_t off = (uint64_t)((const uint8_t *)host - ram->host);
-
-	return off < ram->low_size ? off : off - ram->low_size + RAM_HIGH_BASE;
 }
 
 /* The same as ram_written() for any range that ram_host() gave, by its host pointer. */

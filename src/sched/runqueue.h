@@ -22,6 +22,10 @@ struct runqueue {
 };
 
 void runqueue_enqueue(struct runqueue *q, struct server *s, ns_t now);
+static inline bool runqueue_empty(const struct runqueue *q)
+{
+	return !q->first;
+}
 /* Takes the next server off the queue and says when its slice ends; NULL: none is ready. */
 struct server *runqueue_pick(struct runqueue *q, ns_t now, ns_t *slice_end);
 /* It ran for `used`. */

@@ -184,15 +184,15 @@ static bool fall_asleep(struct worker *w, struct task *t)
 	return false;
 }
 
-/* Returns the time. */
-static ns_t run_vcpu(struct worker *w, struct task *t, ns_t slice_end)
+/* Returns the time; *yields: the vcpu waits in a loop. */
+static ns_t run_vcpu(struct worker *w, struct task *t, ns_t slice_end, bool *yields)
 {
 	ns_t deadline = host_time(t->machine, machine_next_deadline(t->machine, t->vcpu));
 	ns_t began = clock_host_ns(), now;
 
 	atomic_store_explicit(&w->timer.target, &t->vcpu->attention, memory_order_relaxed);
 	arm(w, MIN(slice_end, deadline));
-	machine_run(t->machine, t->vcpu);
+	*yields = machine_run(t->machine, t->vcpu) == EXIT_YIELD;
 	atomic_store_explicit(&w->timer.target, NULL, memory_order_relaxed);
 	now = clock_host_ns();
 	if (w->timer.armed > now)
@@ -213,6 +213,7 @@ enum outcome { SLICE_OVER, SLEEPS, LEAVES };
 static enum outcome run_slice(struct worker *w, struct task *t, ns_t slice_end)
 {
 	for (;;) {
+		bool yields;
 		ns_t now;
 
 		if (must_leave(t))
@@ -223,8 +224,13 @@ static enum outcome run_slice(struct worker *w, struct task *t, ns_t slice_end)
 				return SLEEPS;
 			continue;
 		}
-		now = run_vcpu(w, t, slice_end);
-		if (now >= slice_end - w->exits.least)
+		now = run_vcpu(w, t, slice_end, &yields);
+		if (yields) {
+			take_woken(w, now);
+			if (runqueue_empty(&w->queue))
+				sched_yield(); /* then it is another worker's vcpu */
+		}
+		if (now >= slice_end - w->exits.least || (yields && !runqueue_empty(&w->queue)))
 			return must_leave(t) ? LEAVES : SLICE_OVER;
 	}
 }

@@ -38,6 +38,9 @@
 #define KVM_CLOCKSOURCE2 (1u << 3)
 #define KVM_STEAL_TIME (1u << 5)
 #define KVM_PV_EOI (1u << 6)
+#define KVM_PV_UNHALT (1u << 7)
+#define KVM_PV_TLB_FLUSH (1u << 9)
+#define KVM_PV_SEND_IPI (1u << 11)
 #define KVM_CLOCKSOURCE_STABLE (1u << 24)
 
 enum word { W_1C, W_1D, W_7B, W_7C, W_7D, W_71A, W_D1A, W_X1C, W_X1D, WORDS };
@@ -660,7 +663,8 @@ static void kvm_leaf(const struct vcpu *v, uint32_t leaf, uint32_t out[4])
 		break;
 	case 0x40000001:
 		out[0] = KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_STEAL_TIME |
-			 KVM_PV_EOI | KVM_CLOCKSOURCE_STABLE;
+			 KVM_PV_EOI | KVM_PV_UNHALT | KVM_PV_TLB_FLUSH | KVM_PV_SEND_IPI |
+			 KVM_CLOCKSOURCE_STABLE;
 		break;
 	case 0x40000010: set4(out, v->model->tsc_khz, CPUID_BUS_HZ / 1000, 0, 0); break;
 	}

@@ -88,6 +88,8 @@ struct platform_ops {
 	 * irq_ack takes it (IRR to ISR) and returns it, or -1 if it has gone. */
 	int (*irq_pending)(void *p, struct vcpu *v);
 	int (*irq_ack)(void *p, struct vcpu *v);
+	/* VMCALL at CPL 0, KVM's interface: what RAX is to be.  May be NULL: there is no call. */
+	int64_t (*hypercall)(void *p, struct vcpu *v, uint64_t nr, const uint64_t arg[4]);
 	uint64_t (*cr8_read)(void *p, struct vcpu *v);
 	void (*cr8_write)(void *p, struct vcpu *v, uint64_t value);
 };
@@ -98,6 +100,7 @@ struct platform_ops {
 #define ATTENTION_KICK 4u  /* return from engine->run() with EXIT_KICKED */
 #define ATTENTION_SLICE 8u /* return from engine->run() with EXIT_SLICE */
 #define ATTENTION_PROFILE 16u /* the engine's own: see what is hot */
+#define ATTENTION_ENGINE 32u  /* the engine's own: another vcpu has something to tell */
 
 #define XSAVE_AREA_SIZE 4096 /* standard format; x87, SSE, AVX and AVX-512 need 2688 bytes */
 

@@ -15,6 +15,7 @@ struct options {
 	bool flag;
 	const char *text;
 	uint64_t size, number;
+	struct option_list list;
 };
 
 static const struct option_spec specs[] = {
@@ -22,6 +23,7 @@ static const struct option_spec specs[] = {
     {"text", "TEXT", "a text", OPTION_TEXT, offsetof(struct options, text)},
     {"memory", "SIZE", "a size", OPTION_SIZE, offsetof(struct options, size)},
     {"number", "N", "a number", OPTION_NUMBER, offsetof(struct options, number)},
+    {"list", "TEXT", "texts", OPTION_LIST, offsetof(struct options, list)},
 };
 
 static int parse(struct options *o, struct error *err, const char *a, const char *b, const char *c)
@@ -104,11 +106,53 @@ static void mistakes_get_a_sentence_that_helps(void **state)
 	}
 }
 
+static void a_list_keeps_all_in_order(void **state)
+{
+	struct options o;
+	struct error err;
+	char *argv[2 + OPTION_LIST_MAX] = {"command"};
+
+	(void)state;
+	assert_int_equal(parse(&o, &err, "--list=a", "--list", "b"), 0);
+	assert_int_equal(o.list.count, 2);
+	assert_string_equal(o.list.values[0], "a");
+	assert_string_equal(o.list.values[1], "b");
+	for (int i = 1; i < 2 + OPTION_LIST_MAX; i++)
+		argv[i] = "--list=x";
+	memset(&o, 0, sizeof(o));
+	assert_int_equal(
+	    options_parse(specs, ARRAY_SIZE(specs), 1 + OPTION_LIST_MAX, argv, &o, &err), 0);
+	memset(&o, 0, sizeof(o));
+	assert_int_equal(
+	    options_parse(specs, ARRAY_SIZE(specs), 2 + OPTION_LIST_MAX, argv, &o, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "--list is given more than"));
+}
+
+static void parts_end_at_commas(void **state)
+{
+	const char *value = "a,,b,ro,,", *end = "x,";
+	char part[8];
+
+	(void)state;
+	assert_true(option_part(&value, part, sizeof(part)));
+	assert_string_equal(part, "a,b");
+	assert_true(option_part(&value, part, sizeof(part)));
+	assert_string_equal(part, "ro,");
+	assert_false(option_part(&value, part, sizeof(part)));
+	assert_true(option_part(&end, part, sizeof(part)));
+	assert_true(option_part(&end, part, sizeof(part))); /* an empty one, which nobody knows */
+	assert_string_equal(part, "");
+	value = "too long for it";
+	assert_false(option_part(&value, part, sizeof(part)));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(sizes_have_units),
 	    cmocka_unit_test(both_spellings_set_values),
+	    cmocka_unit_test(a_list_keeps_all_in_order),
+	    cmocka_unit_test(parts_end_at_commas),
 	    cmocka_unit_test(mistakes_get_a_sentence_that_helps),
 	};
 

@@ -269,6 +269,7 @@ static int step_mix(struct vcpu *v)
 	char line[64];
 
 	if (!v->regs[GPR_RAX]++) {
+		v->regs[GPR_RDX] = 0; /* not what reset leaves there */
 		apic_write(v, 0xf0, 0x1ff);
 		apic_write(v, 0x3e0, 0xb);
 		apic_write(v, 0x320, VECTOR); /* one-shot */

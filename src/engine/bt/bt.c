@@ -85,101 +85,160 @@ static int read_switches(unsigned *dev, struct error *err)
 	return 0;
 }
 
+static size_t users_bytes(const struct ram *ram)
+{
+	return (ram->size >> GUEST_PAGE_SHIFT) * sizeof(uint64_t);
+}
+
 static void machine_destroy(struct engine_machine *em)
 {
-	struct bt_machine *m = (struct bt_machine *)em;
+	struct bt_machine *machine = (struct bt_machine *)em;
 
-	bt_cache_destroy(m);
-	bt_perf_close(m->perf);
-	free(m->trans);
-	free(m);
+	machine->ram->code_written = NULL;
+	if (machine->users)
+		munmap(machine->users, users_bytes(machine->ram));
+	bt_perf_close(machine->perf);
+	free(machine);
 }
 
 static struct engine_machine *machine_create(struct ram *ram, const struct engine_config *config,
 					     struct error *err)
 {
-	struct bt_machine *m;
+	struct bt_machine *machine;
+	unsigned vcpus = config && config->vcpus ? config->vcpus : 1;
 
 	if (bt_probe(err) || bt_signals_init(err))
 		return NULL;
 	xsave_probe();
-	m = calloc(1, sizeof(*m));
-	if (!m) {
+	machine = calloc(1, sizeof(*machine));
+	if (!machine) {
 		error_set(err, ENOMEM, "out of memory for the translator");
 		return NULL;
 	}
-	if (read_switches(&m->dev, err)) {
+	machine->ram = ram;
+	/* Each vcpu has a cache: together they keep to the bound, as long as that is enough for all. */
+	if (config && config->code_cache_bytes)
+		machine->cache_bytes = config->code_cache_bytes < CACHE_MIN * vcpus
+					   ? MIN(CACHE_MIN, config->code_cache_bytes)
+					   : config->code_cache_bytes / vcpus;
+	machine->users = mmap(NULL, users_bytes(ram), PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (machine->users == MAP_FAILED) {
+		machine->users = NULL;
+		error_set(err, ENOMEM, "out of memory for the translator");
+	} else if (!read_switches(&machine->dev, err)) {
+		machine->perf = bt_perf_open(config, err);
+		if (machine->perf || !err->code) {
+			ram->concurrent = vcpus > 1;
+			ram->code_written = bt_code_written;
+			ram->code_data = machine;
+			return (struct engine_machine *)machine;
+		}
+	}
+	machine_destroy((struct engine_machine *)machine);
+	return NULL;
+}
+
+static void cache_destroy(struct bt_cache *m)
+{
+	if (!m)
+		return;
+	bt_cache_destroy(m);
+	if (m->perf != m->machine->perf)
+		bt_perf_close(m->perf);
+	free(m->trans);
+	free(m);
+}
+
+static struct bt_cache *cache_create(struct bt_machine *machine, struct error *err)
+{
+	struct bt_cache *m = calloc(1, sizeof(*m));
+
+	if (m)
+		m->trans = bt_trans_create();
+	if (!m || !m->trans) {
+		error_set(err, ENOMEM, "out of memory for the translator");
 		free(m);
 		return NULL;
 	}
-	m->ram = ram;
-	m->cache_bytes = config ? config->code_cache_bytes : 0;
-	m->perf = bt_perf_open(config, err);
-	if (!m->perf && err->code) {
-		free(m);
-		return NULL;
-	}
-	m->trans = bt_trans_create();
-	if (!m->trans || bt_cache_init(m, err)) {
-		if (!m->trans)
-			error_set(err, ENOMEM, "out of memory for the translator");
-		machine_destroy((struct engine_machine *)m);
-		return NULL;
-	}
-	return (struct engine_machine *)m;
+	m->machine = machine;
+	m->ram = machine->ram;
+	m->dev = machine->dev;
+	m->cache_bytes = machine->cache_bytes;
+	m->perf = machine->nvcpus ? bt_perf_share(machine->perf, machine->nvcpus) : machine->perf;
+	if (!bt_cache_init(m, err))
+		return m;
+	cache_destroy(m);
+	return NULL;
+}
+
+/* Takes what vcpu_create made, as far as it got. */
+static void vcpu_free(struct bt_vcpu *bv)
+{
+	struct bt_cache *m = bv->m;
+
+	bt_space_free(bv);
+	if (bv->stubs)
+		munmap(bv->stubs, STUB_BYTES);
+	free(bv->icache);
+	munmap(bv, bv->bytes);
+	cache_destroy(m);
 }
 
 static void vcpu_destroy(struct vcpu *v)
 {
 	struct bt_vcpu *bv = bt_of(v);
-	struct bt_machine *m = bv->m;
+	struct bt_machine *machine = bv->machine;
 
-	for (unsigned i = 0; i < m->nvcpus; i++)
-		if (m->vcpus[i] == bv)
-			m->vcpus[i] = m->vcpus[--m->nvcpus];
-	bt_space_free(bv);
-	munmap(bv->stubs, STUB_BYTES);
-	free(bv->icache);
-	munmap(bv, bv->bytes);
+	for (unsigned i = 0; i < machine->nvcpus; i++)
+		if (machine->vcpus[i] == bv)
+			machine->vcpus[i] = machine->vcpus[--machine->nvcpus];
+	vcpu_free(bv);
 }
 
 static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struct error *err)
 {
-	struct bt_machine *m = (struct bt_machine *)em;
+	struct bt_machine *machine = (struct bt_machine *)em;
+	struct bt_cache *m;
 	struct bt_vcpu *bv;
 	size_t bytes;
 
-	if (m->nvcpus == ARRAY_SIZE(m->vcpus)) {
-		error_set(err, EINVAL, "engine bt has room for %zu vcpus a machine",
-			  ARRAY_SIZE(m->vcpus));
+	if (machine->nvcpus == VCPUS_MAX || index >= VCPUS_MAX) {
+		error_set(err, EINVAL, "engine bt has room for %d vcpus a machine", VCPUS_MAX);
 		return NULL;
 	}
+	m = cache_create(machine, err);
+	if (!m)
+		return NULL;
 	/* Most of it is slots, which cost memory once they are used. */
 	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
 	bv = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bv == MAP_FAILED) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
+		cache_destroy(m);
 		return NULL;
 	}
 	bv->bytes = bytes;
+	bv->m = m;
+	m->bv = bv;
+	bv->machine = machine;
 	bv->sites = m->sites;
 	bv->code = m->code;
 	bv->v.index = index;
 	bv->v.ram = m->ram;
 	bv->v.before_mmio = bt_platform;
-	bv->m = m;
+	bv->pauses = PAUSES;
 	bv->icache = calloc(ICACHE_ENTRIES, sizeof(*bv->icache));
 	bv->stubs = mmap(NULL, STUB_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (!bv->icache || bv->stubs == MAP_FAILED || bt_space_init(bv, err)) {
+	if (bv->stubs == MAP_FAILED)
+		bv->stubs = NULL;
+	if (!bv->icache || !bv->stubs || bt_space_init(bv, err)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu's translation buffers");
-		if (bv->stubs != MAP_FAILED)
-			munmap(bv->stubs, STUB_BYTES);
-		free(bv->icache);
-		munmap(bv, bytes);
+		vcpu_free(bv);
 		return NULL;
 	}
-	m->vcpus[m->nvcpus++] = bv;
+	machine->vcpus[machine->nvcpus++] = bv;
 	return &bv->v;
 }
 
@@ -209,10 +268,14 @@ static void state_loaded(struct vcpu *v)
 	bv->space_kernel = NULL;
 }
 
-void bt_note_unknown(struct bt_stats *st, const struct insn *in)
+static void flush_tlb(struct vcpu *v)
 {
-	uint16_t name = in->mnemonic ? in->mnemonic : UNKNOWN_UNDECODABLE;
+	bt_space_flush_all(bt_of(v));
+	bt_global_changed(bt_of(v), 0, true);
+}
 
+void bt_note_unknown(struct bt_stats *st, uint16_t name)
+{
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
 		if (!st->unknown[i])
 			st->unknown[i] = name;
@@ -232,6 +295,7 @@ const struct engine engine_bt = {
     .thread_exit = bt_thread_exit,
     .run = run,
     .state_loaded = state_loaded,
+    .flush_tlb = flush_tlb,
     .sample = bt_sample,
     .counters = bt_counters,
 };

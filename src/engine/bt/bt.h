@@ -1,6 +1,7 @@
 /* Engine bt: its data, shared by its files.
  *
- *   struct bt_machine   the code cache: blocks by (rip, guest-physical page, entry state)
+ *   struct bt_machine   what the vcpus of a machine share: little (share.c)
+ *   struct bt_cache     a vcpu's code cache: blocks by (rip, guest-physical page, entry state)
  *   struct bt_vcpu      a vcpu; gs: points here while translated code runs
  *   struct bt_space     what one address space and privilege sees: data TLB, jump cache, page ids
  *
@@ -133,6 +134,7 @@ enum site_kind {
 	SITE_CROSS, /* the second page of a crossing instruction is not the one translated: interpret */
 	SITE_LINK, /* direct jump not linked yet */
 	SITE_POLL, /* attention at a loop edge */
+	SITE_PAUSE, /* many PAUSEs */
 	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated */
 	SITE_KINDS
 };
@@ -194,7 +196,7 @@ struct bt_block {
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t user, pair, flags, valid, trace;
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
-	uint32_t widened;     /* a trace: samples taken when it last turned out that a slot does not pay; 0: none */
+	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	const uint8_t *entry; /* for the canonical state */
 	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
@@ -250,7 +252,15 @@ static inline gpa_t bt_block_gpa(const struct bt_block *b, unsigned off)
 }
 
 #define MERGE_FAILURES 8
-#define HINT_BITS 16384u
+
+/* A set of places in guest code, by a hash: it may say yes for others, too.  Forgets everything when it has got
+ * too full to be of use. */
+#define HINT_BITS 65536u
+struct bt_hints {
+	uint64_t bits[HINT_BITS / 64];
+	unsigned count;
+};
+
 #define CANDIDATES 1024u
 
 #define BLOCK_HASH (1u << 17)
@@ -263,8 +273,8 @@ enum {
 	DEV_NO_SHARING = 4,
 	DEV_EAGER = 8,   /* record a trace wherever a look-up leads */
 	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
-	DEV_EVICT = 64,  /* evict a segment of the code cache every so many look-ups */
-	DEV_FORGET = 32, /* flush slots and TLBs every so many exits */
+	DEV_EVICT = 32,  /* evict a segment of the code cache every so many look-ups */
+	DEV_FORGET = 64, /* flush slots and TLBs every so many look-ups */
 };
 
 struct bt_stats {
@@ -275,13 +285,17 @@ struct bt_stats {
 	uint64_t traces, trace_insns, samples;
 	uint64_t faults, interrupts, page_crossings, signals;
 	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
+	uint64_t interp_by_mnemonic[2048];
+	/* All above are counts. */
 	uint16_t unknown[8]; /* mnemonics */
 #define UNKNOWN_UNDECODABLE 0xffff
-	uint64_t interp_by_mnemonic[2048];
 };
 
 /* The code cache is used and emptied by segments, each a share of everything that code needs. */
 #define SEGMENTS_MAX 64
+#define VCPUS_MAX 64
+#define CACHE_MIN (4 * MiB)
+#define CACHE_MAX GiB
 struct bt_segment {
 	uint8_t *hot, *hot_end, *cold, *cold_end;
 	uint32_t site, site_end, block, block_end, map, map_end;
@@ -292,6 +306,23 @@ struct bt_segment {
 };
 
 struct bt_machine {
+	struct ram *ram;
+	uint64_t cache_bytes; /* of each vcpu */
+	unsigned dev;
+	struct bt_perf *perf; /* NULL: nobody asked */
+	struct bt_vcpu *vcpus[VCPUS_MAX];
+	unsigned nvcpus;
+	struct bt_times times;
+	/* By ram_page_index: bit n: vcpu n may have code from that page; some bit: it has RAM_PAGE_CODE. */
+	uint64_t *users;
+	/* Taken for a few instructions: `users` with the page's flag, and every vcpu's notes. */
+	_Atomic uint32_t lock;
+	struct bt_vcpu *_Atomic exclusive; /* no other vcpu enters translated code */
+};
+
+struct bt_cache {
+	struct bt_machine *machine;
+	struct bt_vcpu *bv; /* whose it is */
 	struct ram *ram;
 	uint64_t cache_bytes;
 	uint8_t *code; /* RWX: thunks, hot code, cold code */
@@ -314,12 +345,11 @@ struct bt_machine {
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
-	/* By a hash of an instruction's gpa: its check must not be shared; it looks into the TLB. */
-	uint64_t alone[HINT_BITS / 64], wide[HINT_BITS / 64];
+	struct bt_hints alone; /* instructions whose check must not be shared, ... */
+	struct bt_hints wide;  /* ... looks into the TLB */
+	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
-	struct bt_vcpu *vcpus[64];
-	unsigned nvcpus;
-	uint64_t generation; /* counts flushes of the whole cache */
+	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
@@ -327,7 +357,20 @@ struct bt_machine {
 	uint32_t live_blocks;
 	struct bt_perf *perf; /* NULL: nobody asked */
 	struct bt_stats stats;
-	struct bt_times times;
+};
+
+/* What other vcpus have to tell one, under the machine's lock: a write to code, or that a page has become
+ * code and no write to it must go unseen. */
+#define NOTES_MAX 64
+struct bt_notes {
+	_Atomic uint32_t pending; /* there are some */
+	uint32_t count;
+	bool overflow; /* more than fit: everything goes */
+	struct bt_note {
+		gpa_t gpa;
+		uint32_t len;
+		bool written;
+	} note[NOTES_MAX];
 };
 
 struct bt_vcpu {
@@ -348,6 +391,7 @@ struct bt_vcpu {
 	struct bt_space *space_kernel, *space_kernel_ac; /* what CLAC and STAC switch to */
 	uint32_t site;
 	uint32_t if_flag, ac_flag; /* RFLAGS_IF or 0, RFLAGS_AC or 0 */
+	uint32_t pauses;           /* counts down */
 	uint8_t irq_wait;          /* an interrupt may be deliverable once IF is set */
 	uint8_t slots_local; /* kernel code has a slot for a page that is not global */
 	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
@@ -355,7 +399,10 @@ struct bt_vcpu {
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 
 	/* C only */
-	struct bt_machine *m;
+	struct bt_cache *m;
+	struct bt_machine *machine;
+	struct bt_notes notes;
+	_Atomic uint32_t in_code; /* it is in translated code (kept if there are other vcpus) */
 	_Atomic uint32_t phase; /* what it does, for bt_sample */
 	bool vec_live; /* the guest's vector state is in the host's registers */
 	uint64_t xmask;
@@ -370,6 +417,7 @@ struct bt_vcpu {
 	 * the current one.  Else GPA_NONE. */
 	gpa_t fetch_gpa;
 	bool redispatch; /* mappings changed: do not go on behind the interpreted instruction */
+	bool yields;     /* it waits in a loop */
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct jump_cache *kernel_jumps;
@@ -433,9 +481,9 @@ void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of on
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va); /* in every space */
 void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
-void bt_space_drop_writes(struct bt_machine *m, gpa_t page);  /* the page became code */
-void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip); /* the code at rip went */
-void bt_space_forget_code(struct bt_machine *m);              /* all code went */
+void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became code */
+void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
+void bt_space_forget_code(struct bt_cache *m);              /* all code went */
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)
@@ -448,47 +496,65 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
 
 /* cache.c: blocks, links, invalidation */
-int bt_cache_init(struct bt_machine *m, struct error *err);
-void bt_cache_destroy(struct bt_machine *m);
-void bt_cache_flush(struct bt_machine *m);
-void bt_cache_evict(struct bt_machine *m); /* empties the coldest segment and goes on in it */
-void bt_cache_heat(struct bt_machine *m, const uint8_t *pc);
-/* Notes that site n jumps to code that was put into the current segment behind its own. */
-bool bt_cache_note_stub(struct bt_machine *m, uint32_t n);
+int bt_cache_init(struct bt_cache *m, struct error *err);
+void bt_cache_destroy(struct bt_cache *m);
+void bt_cache_flush(struct bt_cache *m);
+void bt_cache_evict(struct bt_cache *m); /* empties the coldest segment and goes on in it */
+void bt_cache_heat(struct bt_cache *m, const uint8_t *pc);
 /* Makes room for one more block or trace, by eviction if need be: that much code. */
 #define HOT_RESERVE (60 * KiB)
 #define COLD_RESERVE (64 * KiB)
-void bt_cache_reserve(struct bt_machine *m);
+void bt_cache_reserve(struct bt_cache *m);
+void bt_cache_reserve_link(struct bt_cache *m); /* likewise, for a link */
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
-struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			       unsigned pair, unsigned flags, bool plain);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
-struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			      unsigned *count);
-struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc);
-void bt_block_insert(struct bt_machine *m, struct bt_block *b);
-void bt_block_drop(struct bt_machine *m, struct bt_block *b);
+struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
+void bt_block_insert(struct bt_cache *m, struct bt_block *b);
+void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
-void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user);
-void bt_code_written(void *data, gpa_t gpa, uint64_t len);
-/* A hint on the instruction of a check, for when it is translated again.  Returns whether it is new. */
-bool bt_hint(const struct bt_site *site, uint64_t *hints);
-static inline unsigned hint_index(gpa_t gpa)
-{
-	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 50) & (HINT_BITS - 1);
-}
-struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user);
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user);
+void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
+/* Returns whether it is new. */
+bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);
+bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa);
+struct bt_binding *bt_binding_get(struct bt_cache *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
-struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage);
+struct bt_binding *bt_binding_chain(struct bt_cache *m, uint64_t vpage);
 /* Links the direct jump `site` to block `to`, whose page is `binding`.  same_page: source and target
  * lie in one virtual page; global: the mapping outlives address spaces. */
-void bt_link(struct bt_machine *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
+void bt_link(struct bt_cache *m, uint32_t site, struct bt_block *to, struct bt_binding *binding,
 	     bool same_page, bool global);
 /* A mapping that may have been global went: links that relied on it are checked again. */
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all);
-const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair);
-const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair);
-const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair);
+const uint8_t *bt_exit_thunk(struct bt_cache *m, unsigned flags, unsigned pair);
+const uint8_t *bt_miss_thunk(struct bt_cache *m, bool write, unsigned pair);
+const uint8_t *bt_refill_thunk(struct bt_cache *m, bool write, unsigned pair);
+
+/* share.c */
+/* The page's bytes are about to be translated: from now on every write to it is told. */
+void bt_code_mark(struct bt_cache *m, gpa_t page);
+void bt_code_unmark(struct bt_cache *m, gpa_t page); /* nothing is left that was */
+void bt_code_written(void *machine, gpa_t gpa, uint64_t len); /* for struct ram */
+/* The vcpu's page table entry may let it write: returns whether it does, the page not being code. */
+bool bt_write_cached(struct bt_machine *machine, uint64_t index);
+void bt_notes_take(struct bt_vcpu *bv);
+/* Into translated code and out of it.  false: see to the notes first. */
+bool bt_code_enter(struct bt_vcpu *bv);
+static inline void bt_code_leave(struct bt_vcpu *bv)
+{
+	atomic_store_explicit(&bv->in_code, 0, memory_order_release);
+}
+/* So many PAUSEs are a vcpu that waits in a loop for another. */
+#define PAUSES 512
+/* While no other vcpu runs translated code; may be nested in nothing. */
+void bt_exclusive_begin(struct bt_vcpu *bv);
+void bt_exclusive_end(struct bt_vcpu *bv);
+void bt_exclusive_wait(struct bt_vcpu *bv); /* until no other vcpu wants that */
+struct bt_vcpu *bt_this(void); /* fault.c: what this thread runs, or NULL */
 
 /* translate.c */
 struct trans *bt_trans_create(void);
@@ -514,6 +580,9 @@ int bt_thread_init(struct error *err);
 void bt_thread_exit(void);
 void bt_set_gs(struct bt_vcpu *bv); /* this thread runs `bv` now */
 void bt_unset_gs(void);             /* and now it does not */
+
+/* Adds a mnemonic to `unknown`, if it is new and there is room. */
+void bt_note_unknown(struct bt_stats *st, uint16_t mnemonic);
 /* Sets ATTENTION_PROFILE on what this thread runs `ns` from now, unless that is under way. */
 void bt_sample_after(uint64_t ns);
 

@@ -2,12 +2,12 @@
  *
  *   code:  | hot: straight-line code of blocks ... | cold: exit stubs, thunks, guards ... |
  *
- * Invariants: every block's guest bytes lie in one guest-physical page whose RAM_PAGE_CODE flag is
- * set, so no write to them goes unseen; code memory is reused only after a flush of everything, with
- * no vcpu inside; a direct jump that leaves its virtual page is linked with a check of the target's
+ * Invariants: every block's guest bytes lie in guest-physical pages that were marked as code before they were
+ * read (share.c), so no write to them goes unseen; code memory is reused only after everything that led
+ * there was cut, with the vcpu outside; a direct jump that leaves its virtual page is linked with a check of the target's
  * binding, or without one if the target's mapping was global, and is then on the binding's list.
  *
- * Linking patches one aligned-or-not rel32 by a single store; on one vcpu that needs no more.
+ * A cache is one vcpu's: nobody else runs or changes its code.
  */
 #include <errno.h>
 #include <string.h>
@@ -18,7 +18,6 @@
 #include "engine/bt/perf.h"
 
 #define CACHE_DEFAULT (64 * MiB)
-#define CACHE_MIN (4 * MiB)
 #define SITES_RESERVE 1024
 #define MAPS_RESERVE 256
 #define COMMON_BYTES (256 * KiB)
@@ -37,12 +36,12 @@ static void *map_array(size_t bytes, struct error *err)
 }
 
 /* The first `n` parts of `total` in m->nsegments parts. */
-static uint32_t share(const struct bt_machine *m, uint64_t total, unsigned n)
+static uint32_t share(const struct bt_cache *m, uint64_t total, unsigned n)
 {
 	return (uint32_t)(total * n / m->nsegments);
 }
 
-static void divide(struct bt_machine *m)
+static void divide(struct bt_cache *m)
 {
 	uint8_t *code = m->code + COMMON_BYTES;
 	uint64_t bytes = m->cache_bytes - COMMON_BYTES, hot = bytes * 9 / 16;
@@ -70,7 +69,7 @@ static void divide(struct bt_machine *m)
 }
 
 /* What is put goes into segment i, which is empty. */
-static void use_segment(struct bt_machine *m, unsigned i)
+static void use_segment(struct bt_cache *m, unsigned i)
 {
 	struct bt_segment *g = &m->segment[i];
 
@@ -85,7 +84,7 @@ static void use_segment(struct bt_machine *m, unsigned i)
 	bt_perf_moved(m);
 }
 
-static void code_reset(struct bt_machine *m)
+static void code_reset(struct bt_cache *m)
 {
 	struct emit e;
 
@@ -108,11 +107,11 @@ static void code_reset(struct bt_machine *m)
 		      PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
 
-int bt_cache_init(struct bt_machine *m, struct error *err)
+int bt_cache_init(struct bt_cache *m, struct error *err)
 {
 	uint64_t bytes = m->cache_bytes ? m->cache_bytes : CACHE_DEFAULT;
 
-	if (bytes < CACHE_MIN || bytes > GiB)
+	if (bytes < CACHE_MIN || bytes > CACHE_MAX)
 		return error_set(err, EINVAL,
 				 "a code cache of %llu KiB is out of range: give 4M to 1G",
 				 (unsigned long long)(bytes / KiB));
@@ -138,13 +137,11 @@ int bt_cache_init(struct bt_machine *m, struct error *err)
 	m->pages = map_array((m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages), err);
 	if (!m->sites || !m->blocks || !m->maps || !m->stubs || !m->binding_pool || !m->pages)
 		return -ENOMEM;
-	m->ram->code_written = bt_code_written;
-	m->ram->code_data = m;
 	code_reset(m);
 	return 0;
 }
 
-void bt_cache_destroy(struct bt_machine *m)
+void bt_cache_destroy(struct bt_cache *m)
 {
 	if (m->code)
 		munmap(m->code, m->cache_bytes);
@@ -160,11 +157,10 @@ void bt_cache_destroy(struct bt_machine *m)
 		munmap(m->binding_pool, MAX_BINDINGS * sizeof(*m->binding_pool));
 	if (m->pages)
 		munmap(m->pages, (m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages));
-	m->ram->code_written = NULL;
 }
 
 /* Notes how far the current segment is in use. */
-static void close_segment(struct bt_machine *m)
+static void close_segment(struct bt_cache *m)
 {
 	struct bt_segment *g = &m->segment[m->current];
 
@@ -174,15 +170,13 @@ static void close_segment(struct bt_machine *m)
 }
 
 /* Forgets every block.  The caller is outside translated code (as everybody in C is). */
-void bt_cache_flush(struct bt_machine *m)
+void bt_cache_flush(struct bt_cache *m)
 {
 	close_segment(m);
 	for (unsigned k = 0; k < m->nsegments; k++)
 		for (uint32_t i = m->segment[k].block; i < m->segment[k].used_blocks; i++) {
-			uint64_t index = ram_page_index(m->ram, m->blocks[i].gpa);
-
-			m->pages[index] = NULL;
-			m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+			m->pages[ram_page_index(m->ram, m->blocks[i].gpa)] = NULL;
+			bt_code_unmark(m, m->blocks[i].gpa);
 		}
 	m->generation++;
 	bt_perf_flushed(m);
@@ -191,7 +185,7 @@ void bt_cache_flush(struct bt_machine *m)
 	bt_space_forget_code(m);
 }
 
-void bt_cache_reserve(struct bt_machine *m)
+void bt_cache_reserve(struct bt_cache *m)
 {
 	const struct bt_segment *g = &m->segment[m->current];
 
@@ -203,9 +197,20 @@ void bt_cache_reserve(struct bt_machine *m)
 		bt_cache_evict(m);
 }
 
+/* More than the code of a link takes. */
+#define LINK_RESERVE 512
+
+void bt_cache_reserve_link(struct bt_cache *m)
+{
+	const struct bt_segment *g = &m->segment[m->current];
+
+	if (m->cold + LINK_RESERVE > m->cold_end || g->site + g->stubs == g->site_end)
+		bt_cache_evict(m);
+}
+
 /* --- thunks --- */
 
-const uint8_t *bt_exit_thunk(struct bt_machine *m, unsigned flags, unsigned pair)
+const uint8_t *bt_exit_thunk(struct bt_cache *m, unsigned flags, unsigned pair)
 {
 	unsigned a = pair >> 4, b = pair & 15;
 	struct emit e;
@@ -241,7 +246,7 @@ static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave,
 }
 
 /* Entered from a failed check: a holds tag + address, b the TLB entry. */
-const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
+const uint8_t *bt_miss_thunk(struct bt_cache *m, bool write, unsigned pair)
 {
 	unsigned a = pair >> 4, b = pair & 15;
 	const uint8_t *leave;
@@ -260,7 +265,7 @@ const uint8_t *bt_miss_thunk(struct bt_machine *m, bool write, unsigned pair)
 }
 
 /* Entered from a check that failed on its slot: b holds tag + address. */
-const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair)
+const uint8_t *bt_refill_thunk(struct bt_cache *m, bool write, unsigned pair)
 {
 	unsigned b = pair & 15;
 	const uint8_t *leave;
@@ -276,7 +281,7 @@ const uint8_t *bt_refill_thunk(struct bt_machine *m, bool write, unsigned pair)
 	return m->refill_thunk[write][pair];
 }
 
-void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub)
+void bt_put_stub(struct bt_cache *m, struct icache_entry *e, uint8_t *stub)
 {
 	static const uint8_t low_first[] = {GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI,
 					    GPR_RDI, GPR_RAX, GPR_R8,  GPR_R9,  GPR_R10};
@@ -304,7 +309,7 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa)
 	return (unsigned)(h >> 40) & (BLOCK_HASH - 1);
 }
 
-struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			       unsigned pair, unsigned flags, bool plain)
 {
 	struct bt_block *b = m->hash[block_hash(rip, gpa)], *found = NULL, *close = NULL;
@@ -327,7 +332,7 @@ struct bt_block *bt_block_find(struct bt_machine *m, uint64_t rip, gpa_t gpa, bo
 	return found ? found : close;
 }
 
-struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
 			      unsigned *count)
 {
 	struct bt_block *found = NULL;
@@ -342,7 +347,7 @@ struct bt_block *bt_block_any(struct bt_machine *m, uint64_t rip, gpa_t gpa, boo
 }
 
 /* The segment whose hot code `pc` is in, or NULL. */
-static struct bt_segment *segment_of(const struct bt_machine *m, const uint8_t *pc)
+static struct bt_segment *segment_of(const struct bt_cache *m, const uint8_t *pc)
 {
 	const struct bt_segment *g = m->segment;
 	unsigned i;
@@ -358,7 +363,7 @@ static struct bt_segment *segment_of(const struct bt_machine *m, const uint8_t *
 	return (struct bt_segment *)&g[i];
 }
 
-void bt_cache_heat(struct bt_machine *m, const uint8_t *pc)
+void bt_cache_heat(struct bt_cache *m, const uint8_t *pc)
 {
 	struct bt_segment *g = segment_of(m, pc);
 
@@ -367,7 +372,7 @@ void bt_cache_heat(struct bt_machine *m, const uint8_t *pc)
 }
 
 /* Blocks lie in the hot code of a segment in the order of their numbers. */
-struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc)
+struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc)
 {
 	const struct bt_segment *g = segment_of(m, pc);
 	uint32_t low, high, end;
@@ -387,11 +392,10 @@ struct bt_block *bt_block_by_host(struct bt_machine *m, const uint8_t *pc)
 	return low < end && pc >= m->blocks[low].host ? &m->blocks[low] : NULL;
 }
 
-void bt_block_insert(struct bt_machine *m, struct bt_block *b)
+void bt_block_insert(struct bt_cache *m, struct bt_block *b)
 {
 	unsigned h = block_hash(b->rip, b->gpa);
 	uint64_t index = ram_page_index(m->ram, b->gpa);
-	uint8_t *flags = &m->ram->page_flags[index];
 
 	if (!b->shadow_of) {
 		b->hash_next = m->hash[h];
@@ -401,19 +405,15 @@ void bt_block_insert(struct bt_machine *m, struct bt_block *b)
 	}
 	b->page_next = m->pages[index];
 	m->pages[index] = b;
-	if (!(*flags & RAM_PAGE_CODE)) {
-		*flags |= RAM_PAGE_CODE;
-		bt_space_drop_writes(m, b->gpa & ~(gpa_t)GUEST_PAGE_MASK);
-	}
 }
 
-static void unlink_site(struct bt_machine *m, struct bt_site *site)
+static void unlink_site(struct bt_cache *m, struct bt_site *site)
 {
 	e_patch(m->code + site->host_off, m->code + site->after_off);
 	site->linked = 0;
 }
 
-static void block_remove(struct bt_machine *m, struct bt_block *b)
+static void block_remove(struct bt_cache *m, struct bt_block *b)
 {
 	struct bt_block **at = &m->hash[block_hash(b->rip, b->gpa)];
 
@@ -432,7 +432,7 @@ static void block_remove(struct bt_machine *m, struct bt_block *b)
 }
 
 /* Takes a block off its page's list. */
-static void page_remove(struct bt_machine *m, struct bt_block *b)
+static void page_remove(struct bt_cache *m, struct bt_block *b)
 {
 	struct bt_block **at = &m->pages[ram_page_index(m->ram, b->gpa)];
 
@@ -442,7 +442,7 @@ static void page_remove(struct bt_machine *m, struct bt_block *b)
 }
 
 /* Drops the blocks made from [gpa, end) of one page; true: others of the page relied on one. */
-static bool remove_range(struct bt_machine *m, uint64_t index, gpa_t gpa, gpa_t end)
+static bool remove_range(struct bt_cache *m, uint64_t index, gpa_t gpa, gpa_t end)
 {
 	struct bt_block **at = &m->pages[index];
 	bool relied = false;
@@ -466,9 +466,8 @@ static bool remove_range(struct bt_machine *m, uint64_t index, gpa_t gpa, gpa_t 
 	return relied;
 }
 
-void bt_code_written(void *data, gpa_t gpa, uint64_t len)
+void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len)
 {
-	struct bt_machine *m = data;
 	uint64_t index = ram_page_index(m->ram, gpa);
 	gpa_t page = gpa & ~(gpa_t)GUEST_PAGE_MASK;
 
@@ -476,16 +475,16 @@ void bt_code_written(void *data, gpa_t gpa, uint64_t len)
 	if (remove_range(m, index, gpa, gpa + len))
 		remove_range(m, index, page, page + GUEST_PAGE_SIZE);
 	if (!m->pages[index])
-		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+		bt_code_unmark(m, page);
 }
 
-void bt_block_drop(struct bt_machine *m, struct bt_block *b)
+void bt_block_drop(struct bt_cache *m, struct bt_block *b)
 {
 	page_remove(m, b);
 	block_remove(m, b);
 }
 
-void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user)
 {
 	unsigned count;
 	struct bt_block *b;
@@ -494,14 +493,32 @@ void bt_blocks_drop(struct bt_machine *m, uint64_t rip, gpa_t gpa, bool user)
 		bt_block_drop(m, b);
 }
 
-bool bt_hint(const struct bt_site *site, uint64_t *hints)
+/* --- hints --- */
+
+static unsigned hint_bit(gpa_t gpa)
 {
-	unsigned bit = hint_index(bt_block_gpa(site->block, site->guest_off));
+	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) & (HINT_BITS - 1);
+}
 
-	bool known = hints[bit / 64] >> bit % 64 & 1;
+bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa)
+{
+	unsigned bit = hint_bit(gpa);
 
-	hints[bit / 64] |= 1ull << bit % 64;
-	return !known;
+	return hints->bits[bit / 64] >> bit % 64 & 1;
+}
+
+bool bt_hint_add(struct bt_hints *hints, gpa_t gpa)
+{
+	unsigned bit = hint_bit(gpa);
+
+	if (bt_hint_has(hints, gpa))
+		return false;
+	if (++hints->count > HINT_BITS / 8) {
+		x86_zero(hints->bits, sizeof(hints->bits));
+		hints->count = 1;
+	}
+	hints->bits[bit / 64] |= 1ull << bit % 64;
+	return true;
 }
 
 /* --- bindings and links --- */
@@ -511,13 +528,13 @@ static unsigned binding_hash(uint64_t vpage)
 	return (unsigned)(vpage * 0x9e3779b97f4a7c15ull >> 48) & (BINDING_HASH - 1);
 }
 
-struct bt_binding *bt_binding_chain(struct bt_machine *m, uint64_t vpage)
+struct bt_binding *bt_binding_chain(struct bt_cache *m, uint64_t vpage)
 {
 	return m->bindings[binding_hash(vpage)];
 }
 
 /* May flush the cache to make room: bt_cache_reserve before rules that out twice over. */
-struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gpa, bool user)
+struct bt_binding *bt_binding_get(struct bt_cache *m, uint64_t vpage, gpa_t gpa, bool user)
 {
 	unsigned h = binding_hash(vpage);
 	struct bt_binding *b;
@@ -540,6 +557,14 @@ struct bt_binding *bt_binding_get(struct bt_machine *m, uint64_t vpage, gpa_t gp
 	return b;
 }
 
+/* Notes that site n jumps to code that was put into the current segment behind its own. */
+static void note_stub(struct bt_cache *m, uint32_t n)
+{
+	struct bt_segment *g = &m->segment[m->current];
+
+	m->stubs[g->site + g->stubs++] = n;
+}
+
 /* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
 static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const uint8_t *leave,
 		      const struct bt_binding *binding)
@@ -551,7 +576,7 @@ static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const ui
 	e_patch(hit, e->p);
 }
 
-static void list_remove_link(struct bt_machine *m, uint32_t n)
+static void list_remove_link(struct bt_cache *m, uint32_t n)
 {
 	struct bt_site *site = &m->sites[n];
 	uint32_t *at;
@@ -564,7 +589,7 @@ static void list_remove_link(struct bt_machine *m, uint32_t n)
 	site->linked_to = NULL;
 }
 
-static void list_remove_guard(struct bt_machine *m, uint32_t n)
+static void list_remove_guard(struct bt_cache *m, uint32_t n)
 {
 	struct bt_site *site = &m->sites[n];
 	uint32_t *at;
@@ -577,7 +602,7 @@ static void list_remove_guard(struct bt_machine *m, uint32_t n)
 	site->guard_id = 0;
 }
 
-void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_binding *binding,
+void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_binding *binding,
 	     bool same_page, bool global)
 {
 	struct bt_site *site = &m->sites[n];
@@ -586,8 +611,6 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	const uint8_t *leave;
 	struct emit e;
 
-	if (m->cold + 1024 > m->cold_end)
-		return; /* stays unlinked for now */
 	leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
 	e.p = m->cold;
 	if (check) {
@@ -604,8 +627,7 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 	if (e.p == m->cold) {
 		e_patch(m->code + site->host_off, to->host);
 	} else {
-		if (!bt_cache_note_stub(m, n))
-			return; /* stays unlinked for now */
+		note_stub(m, n);
 		e_jmp(&e, to->host);
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
@@ -628,7 +650,7 @@ void bt_link(struct bt_machine *m, uint32_t n, struct bt_block *to, struct bt_bi
 
 static void check_guarded(struct bt_vcpu *bv, struct bt_binding *b)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct page_walk walk;
 
 	if (!x86_walk(&bv->v, b->vpage << GUEST_PAGE_SHIFT, ACC_EXEC, &walk) && walk.global &&
@@ -643,7 +665,7 @@ static void check_guarded(struct bt_vcpu *bv, struct bt_binding *b)
 
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 
 	if (all) {
 		for (uint32_t i = 1; i < m->nbindings; i++)
@@ -659,18 +681,8 @@ void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
 
 /* --- eviction --- */
 
-bool bt_cache_note_stub(struct bt_machine *m, uint32_t n)
-{
-	struct bt_segment *g = &m->segment[m->current];
-
-	if (g->site + g->stubs == g->site_end)
-		return false;
-	m->stubs[g->site + g->stubs++] = n;
-	return true;
-}
-
 /* Where the direct jump of a site leads now. */
-static const uint8_t *jump_target(const struct bt_machine *m, const struct bt_site *site)
+static const uint8_t *jump_target(const struct bt_cache *m, const struct bt_site *site)
 {
 	const uint8_t *rel = m->code + site->host_off;
 	int32_t d;
@@ -680,7 +692,7 @@ static const uint8_t *jump_target(const struct bt_machine *m, const struct bt_si
 }
 
 /* Sites elsewhere whose way leads through this segment's cold code go without. */
-static void cut_stubs(struct bt_machine *m, const struct bt_segment *g)
+static void cut_stubs(struct bt_cache *m, const struct bt_segment *g)
 {
 	for (uint32_t i = 0; i < g->stubs; i++) {
 		uint32_t n = m->stubs[g->site + i];
@@ -698,7 +710,7 @@ static void cut_stubs(struct bt_machine *m, const struct bt_segment *g)
 }
 
 /* Takes the segment's sites off the lists of blocks and bindings outside it. */
-static void forget_sites(struct bt_machine *m, const struct bt_segment *g)
+static void forget_sites(struct bt_cache *m, const struct bt_segment *g)
 {
 	const struct bt_block *first = &m->blocks[g->block], *end = &m->blocks[g->block_end];
 
@@ -733,7 +745,7 @@ static void forget_sites(struct bt_machine *m, const struct bt_segment *g)
 }
 
 /* Takes the segment's blocks off the list of a page. */
-static void forget_page(struct bt_machine *m, const struct bt_segment *g, gpa_t page)
+static void forget_page(struct bt_cache *m, const struct bt_segment *g, gpa_t page)
 {
 	const struct bt_block *first = &m->blocks[g->block], *end = &m->blocks[g->block_end];
 	uint64_t index = ram_page_index(m->ram, page);
@@ -754,10 +766,10 @@ static void forget_page(struct bt_machine *m, const struct bt_segment *g, gpa_t 
 	if (relied)
 		remove_range(m, index, page, page + GUEST_PAGE_SIZE);
 	if (!m->pages[index])
-		m->ram->page_flags[index] &= (uint8_t)~RAM_PAGE_CODE;
+		bt_code_unmark(m, page);
 }
 
-static void empty_segment(struct bt_machine *m, struct bt_segment *g)
+static void empty_segment(struct bt_cache *m, struct bt_segment *g)
 {
 	cut_stubs(m, g);
 	forget_sites(m, g);
@@ -779,7 +791,7 @@ static void empty_segment(struct bt_machine *m, struct bt_segment *g)
 }
 
 /* In the order of age, but for segments that samples hit lately. */
-static unsigned find_victim(struct bt_machine *m)
+static unsigned find_victim(struct bt_cache *m)
 {
 	unsigned i = m->current;
 
@@ -792,7 +804,7 @@ static unsigned find_victim(struct bt_machine *m)
 	return (m->current + 1) % m->nsegments;
 }
 
-void bt_cache_evict(struct bt_machine *m)
+void bt_cache_evict(struct bt_cache *m)
 {
 	unsigned victim;
 

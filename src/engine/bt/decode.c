@@ -383,6 +383,21 @@ static uint8_t insn_group(const ZydisDecodedInstruction *zi)
 	}
 }
 
+/* "Undefined" flags may be kept: for these instructions some processor does (Intel's: divisions and bit
+ * tests; AMD's: multiplications, TZCNT and LZCNT, too).  All others compute them from their operands. */
+static bool keeps_undefined(const ZydisDecodedInstruction *zi)
+{
+	switch (zi->mnemonic) {
+	case ZYDIS_MNEMONIC_MUL:
+	case ZYDIS_MNEMONIC_IMUL:
+	case ZYDIS_MNEMONIC_DIV:
+	case ZYDIS_MNEMONIC_IDIV:
+	case ZYDIS_MNEMONIC_TZCNT:
+	case ZYDIS_MNEMONIC_LZCNT: return true;
+	default: return zi->meta.category == ZYDIS_CATEGORY_BITBYTE;
+	}
+}
+
 static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 {
 	const ZydisAccessedFlags *f = zi->cpu_flags;
@@ -405,10 +420,8 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 		if (zi->meta.category == ZYDIS_CATEGORY_ROTATE && (zi->opcode & 0xfe) != 0xd0)
 			read |= write & RFLAGS_OF;
 	}
-	/* "Undefined" may mean kept: so it is for divisions and bit tests on Intel's processors. */
-	if (zi->mnemonic == ZYDIS_MNEMONIC_DIV || zi->mnemonic == ZYDIS_MNEMONIC_IDIV ||
-	    zi->meta.category == ZYDIS_CATEGORY_BITBYTE)
-		read |= write;
+	if (keeps_undefined(zi))
+		read |= f->undefined & RFLAGS_ARITH;
 	if (zi->mnemonic == ZYDIS_MNEMONIC_LAHF)
 		read |= RFLAGS_ARITH & ~RFLAGS_OF;
 	in->flags_read = (uint16_t)read;
@@ -467,8 +480,8 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 	in->mem_base = in->mem_index = GPR_NONE;
 	if (len > INSN_MAX)
 		len = INSN_MAX;
-	memcpy(in->bytes, bytes, len);
-	status = ZydisDecoderDecodeFull(&decoders[mode], bytes, len, &zi, ops);
+	memcpy(in->bytes, bytes, len); /* once: another vcpu may change them meanwhile */
+	status = ZydisDecoderDecodeFull(&decoders[mode], in->bytes, len, &zi, ops);
 	if (ZYAN_FAILED(status)) {
 		in->len = 1;
 		if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ||

@@ -53,7 +53,7 @@ static void save_registers(struct bt_vcpu *bv, const ucontext_t *uc, unsigned pa
 
 static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	const struct insn_map *at;
 	struct bt_block *b;
 
@@ -165,8 +165,12 @@ int bt_thread_init(struct error *err)
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	signal_stack = malloc(SIGNAL_STACK);
 	stack.ss_sp = signal_stack;
-	if (!signal_stack || sigaltstack(&stack, NULL))
+	if (!signal_stack || sigaltstack(&stack, NULL)) {
+		free(signal_stack);
+		signal_stack = NULL;
+		timer_delete(sample_timer);
 		return error_set(err, ENOMEM, "cannot set up a signal stack");
+	}
 	return 0;
 }
 
@@ -178,6 +182,11 @@ void bt_thread_exit(void)
 	sigaltstack(&stack, NULL);
 	free(signal_stack);
 	signal_stack = NULL;
+}
+
+struct bt_vcpu *bt_this(void)
+{
+	return bt_current;
 }
 
 void bt_set_gs(struct bt_vcpu *bv)

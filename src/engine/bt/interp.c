@@ -20,7 +20,7 @@ static void charge_unknown(struct bt_vcpu *bv, const struct insn *in)
 
 	st->unknown_insns++;
 	bt_world(bv);
-	bt_note_unknown(st, in);
+	bt_note_unknown(st, in->mnemonic ? in->mnemonic : UNKNOWN_UNDECODABLE);
 }
 
 /* --- fetch --- */
@@ -261,7 +261,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_IN: return bt_do_in_out(bv, in, false);
 	case ZYDIS_MNEMONIC_OUT: return bt_do_in_out(bv, in, true);
 	case ZYDIS_MNEMONIC_VMCALL:
-	case ZYDIS_MNEMONIC_VMMCALL: return bt_do_hypercall(v);
+	case ZYDIS_MNEMONIC_VMMCALL: return bt_do_hypercall(bv);
 	case ZYDIS_MNEMONIC_XGETBV:
 		if (!(v->cr4 & CR4_OSXSAVE))
 			return x86_fault(v, VEC_UD);

@@ -85,7 +85,7 @@ int bt_do_load_access_rights(struct bt_vcpu *bv, const struct insn *in, bool lim
 int bt_do_verify(struct bt_vcpu *bv, const struct insn *in, bool write);
 int bt_do_sti(struct vcpu *v);
 int bt_do_cli(struct vcpu *v);
-int bt_do_hypercall(struct vcpu *v);
+int bt_do_hypercall(struct bt_vcpu *bv);
 
 /* operand.c, system.c */
 int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, bool write,
@@ -94,9 +94,8 @@ int bt_io_allowed(struct bt_vcpu *bv, unsigned port, unsigned size);
 void bt_watch(struct bt_vcpu *bv, gva_t la, unsigned size, bool write);
 
 /* cache.c: a stub that runs `e->in` on the host and leaves. */
-void bt_put_stub(struct bt_machine *m, struct icache_entry *e, uint8_t *stub);
+void bt_put_stub(struct bt_cache *m, struct icache_entry *e, uint8_t *stub);
 /* run.c */
-void bt_note_unknown(struct bt_stats *st, const struct insn *in);
 void bt_flags_to_arith(struct bt_vcpu *bv);
 void bt_flags_from_arith(struct bt_vcpu *bv);
 

@@ -116,16 +116,52 @@ static int masked_memory(struct bt_vcpu *bv, struct icache_entry *e, gva_t la)
 	return 0;
 }
 
+static bool is_atomic(const struct insn *in)
+{
+	return in->lock || in->mnemonic == ZYDIS_MNEMONIC_XCHG;
+}
+
+/* With the operand at `p`; `bounce`: which is a copy of the operand at `la`, else at `gpa`. */
+static int run_on(struct bt_vcpu *bv, struct icache_entry *e, gva_t la, gpa_t gpa, uint8_t *p, bool bounce)
+{
+	struct vcpu *v = &bv->v;
+	const struct insn *in = &e->in;
+	unsigned access = (in->mem_write ? ACC_WRITE : ACC_READ) | x86_access_user(v);
+	unsigned size = in->mem_size, base, bit_reg = in->op[1].reg;
+	uint64_t saved, saved_bit = 0;
+	int rc;
+
+	if (bounce && in->mem_read && x86_read(v, la, p, size, ACC_READ | x86_access_user(v)))
+		return X86_FAULT;
+	need_stub(bv, e);
+	base = e->stub_base;
+	saved = v->regs[base];
+	v->regs[base] = (uint64_t)p;
+	if (in->bitmem) {
+		saved_bit = v->regs[bit_reg];
+		v->regs[bit_reg] &= in->opsize * 8u - 1;
+	}
+	rc = run_stub(bv, e);
+	v->regs[base] = saved;
+	if (in->bitmem)
+		v->regs[bit_reg] = saved_bit;
+	if (rc || !in->mem_write)
+		return rc;
+	if (bounce)
+		return x86_write(v, la, p, size, access);
+	ram_written(v->ram, gpa, size);
+	return 0;
+}
+
 static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 {
 	struct vcpu *v = &bv->v;
 	const struct insn *in = &e->in;
-	uint64_t offset = bt_effective(v, in), saved, saved_bit = 0;
+	uint64_t offset = bt_effective(v, in);
 	unsigned access = (in->mem_write ? ACC_WRITE : ACC_READ) | x86_access_user(v);
-	unsigned size = in->mem_size, base, bit_reg = in->op[1].reg;
+	unsigned size = in->mem_size, bit_reg = in->op[1].reg;
 	struct page_walk walk;
 	uint8_t *p = NULL;
-	bool bounce;
 	gva_t la;
 	int rc;
 
@@ -153,43 +189,22 @@ static int native_memory(struct bt_vcpu *bv, struct icache_entry *e)
 		return masked_memory(bv, e, la);
 	if (x86_walk(v, la, access, &walk))
 		return X86_FAULT;
-	bounce = (la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE;
-	if (!bounce) {
+	if ((la & GUEST_PAGE_MASK) + size <= GUEST_PAGE_SIZE) {
 		p = ram_host(v->ram, walk.gpa, size);
-		bounce = !p;
+		if (p)
+			return run_on(bv, e, la, walk.gpa, p, false);
+	} else if (x86_walk(v, (la + size - 1) & ~(gva_t)GUEST_PAGE_MASK, access, &walk)) {
+		return X86_FAULT;
 	}
-	if (bounce) {
-		/* At the same offset in a cache line, so that alignment checks come out the same. */
-		struct page_walk last;
-
-		if ((la & GUEST_PAGE_MASK) + size > GUEST_PAGE_SIZE &&
-		    x86_walk(v, (la + size - 1) & ~(gva_t)GUEST_PAGE_MASK, access, &last))
-			return X86_FAULT;
-		p = bv->bounce + (la & 63);
-		if (in->mem_read && x86_read(v, la, p, size, ACC_READ | x86_access_user(v)))
-			return X86_FAULT;
-		bv->m->stats.page_crossings++;
-	}
-	need_stub(bv, e);
-	base = e->stub_base;
-	saved = v->regs[base];
-	v->regs[base] = (uint64_t)p;
-	if (in->bitmem) {
-		saved_bit = v->regs[bit_reg];
-		v->regs[bit_reg] &= in->opsize * 8u - 1;
-	}
-	rc = run_stub(bv, e);
-	v->regs[base] = saved;
-	if (in->bitmem)
-		v->regs[bit_reg] = saved_bit;
-	if (rc)
-		return rc;
-	if (in->mem_write) {
-		if (bounce)
-			return x86_write(v, la, p, size, access);
-		ram_written(v->ram, walk.gpa, size);
-	}
-	return 0;
+	bv->m->stats.page_crossings++;
+	/* At the same offset in a cache line, so that alignment checks come out the same. */
+	p = bv->bounce + (la & 63);
+	if (!is_atomic(in))
+		return run_on(bv, e, la, GPA_NONE, p, true);
+	bt_exclusive_begin(bv);
+	rc = run_on(bv, e, la, GPA_NONE, p, true);
+	bt_exclusive_end(bv);
+	return rc;
 }
 
 int bt_interp_native(struct bt_vcpu *bv, struct icache_entry *e)

@@ -14,11 +14,11 @@
 #define BT_SPACE 5088
 #define BT_SPACE_AC 5112
 #define BT_SITE 5120
-#define BT_SLOTS_LOCAL 5133
-#define BT_REFILL 5134
-#define BT_SLOT_FILLS 5136
-#define BT_SLOT_LOG 5144
-#define BT_SLOTS 88320
+#define BT_SLOTS_LOCAL 5137
+#define BT_REFILL 5138
+#define BT_SLOT_FILLS 5140
+#define BT_SLOT_LOG 5148
+#define BT_SLOTS 89408
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

@@ -146,6 +146,23 @@ struct bt_perf *bt_perf_open(const struct engine_config *config, struct error *e
 	return NULL;
 }
 
+struct bt_perf *bt_perf_share(const struct bt_perf *p, unsigned n)
+{
+	struct bt_perf *copy = p ? calloc(1, sizeof(*copy)) : NULL;
+
+	if (!copy)
+		return NULL;
+	*copy = *p;
+	copy->nnotes = copy->reported = 0;
+	copy->cold = NULL;
+	copy->shared = true;
+	copy->marker = MAP_FAILED;
+	copy->loads = (uint64_t)n << 40;
+	copy->map_fd = p->map_fd < 0 ? -1 : fcntl(p->map_fd, F_DUPFD_CLOEXEC, 0);
+	copy->dump_fd = p->dump_fd < 0 ? -1 : fcntl(p->dump_fd, F_DUPFD_CLOEXEC, 0);
+	return copy;
+}
+
 void bt_perf_close(struct bt_perf *p)
 {
 	if (!p)
@@ -212,7 +229,7 @@ static void name_block(const struct bt_perf *p, const struct bt_block *b, char *
 
 /* Thunks and cold code since the last report.  For a jitdump file, of which each record becomes a file of its
  * own, only the thunks. */
-static void report_cold(struct bt_machine *m, struct bt_perf *p)
+static void report_cold(struct bt_cache *m, struct bt_perf *p)
 {
 	for (; p->reported < p->nnotes; p->reported++) {
 		const struct perf_note *n = &p->notes[p->reported];
@@ -224,13 +241,13 @@ static void report_cold(struct bt_machine *m, struct bt_perf *p)
 	p->cold = m->cold;
 }
 
-void bt_perf_block(struct bt_machine *m, const struct bt_block *b)
+void bt_perf_block(struct bt_cache *m, const struct bt_block *b)
 {
 	struct bt_perf *p = m->perf;
 	char name[NAME_ROOM];
 
 	if (p->flushed) {
-		if (p->map_fd >= 0 && ftruncate(p->map_fd, 0))
+		if (p->map_fd >= 0 && !p->shared && ftruncate(p->map_fd, 0))
 			log_warn("the perf map cannot be emptied: %s", strerror(errno));
 		p->reported = 0;
 		p->flushed = false;

@@ -19,6 +19,7 @@ struct bt_perf {
 	uint64_t loads;      /* records in the jitdump file */
 	const uint8_t *cold; /* what lies before in the cold area has been reported */
 	bool flushed;        /* since the last report */
+	bool shared;         /* others put names into the same files */
 	unsigned nnotes, reported;
 	struct perf_note {
 		const uint8_t *start, *end;
@@ -28,13 +29,15 @@ struct bt_perf {
 
 /* NULL with err->code 0 when nobody asked for names. */
 struct bt_perf *bt_perf_open(const struct engine_config *config, struct error *err);
+/* The same files for another vcpu, the nth.  Each piece is one write at the end of a file. */
+struct bt_perf *bt_perf_share(const struct bt_perf *p, unsigned n);
 void bt_perf_close(struct bt_perf *p);
 
 /* A block was made; the vector state is put away. */
-void bt_perf_block(struct bt_machine *m, const struct bt_block *b);
+void bt_perf_block(struct bt_cache *m, const struct bt_block *b);
 
 /* A thunk was made; thunks stay.  What finds no room has no name. */
-static inline void bt_perf_note(struct bt_machine *m, enum perf_thunk thunk, const uint8_t *start,
+static inline void bt_perf_note(struct bt_cache *m, enum perf_thunk thunk, const uint8_t *start,
 				const uint8_t *end)
 {
 	struct bt_perf *p = m->perf;
@@ -47,7 +50,7 @@ static inline void bt_perf_note(struct bt_machine *m, enum perf_thunk thunk, con
 }
 
 /* All code went. */
-static inline void bt_perf_flushed(struct bt_machine *m)
+static inline void bt_perf_flushed(struct bt_cache *m)
 {
 	if (likely(!m->perf))
 		return;
@@ -55,7 +58,7 @@ static inline void bt_perf_flushed(struct bt_machine *m)
 }
 
 /* What comes goes into another segment. */
-static inline void bt_perf_moved(struct bt_machine *m)
+static inline void bt_perf_moved(struct bt_cache *m)
 {
 	if (unlikely(m->perf))
 		m->perf->cold = m->cold;

@@ -135,7 +135,7 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 	return ends_block(in) ? S_INTERP_END : S_INTERP;
 }
 
-static enum shape classify(const struct bt_machine *m, const struct insn *in, bool user)
+static enum shape classify(const struct bt_cache *m, const struct insn *in, bool user)
 {
 	switch (in->kind) {
 	case INSN_NOP: return S_NOP;
@@ -145,7 +145,7 @@ static enum shape classify(const struct bt_machine *m, const struct insn *in, bo
 		if (in->agen)
 			return in->opsize == 2 && in->mem_base == GPR_RIP ? S_INTERP : S_LEA;
 		if (!in->has_mem)
-			return S_COPY;
+			return in->mnemonic == ZYDIS_MNEMONIC_PAUSE && m->ram->concurrent ? S_PAUSE : S_COPY;
 		if (in->high8)
 			return S_INTERP;
 		if (in->bitmem)
@@ -177,7 +177,7 @@ static void note_leaving(struct step *s)
 		s->read = RFLAGS_ARITH;
 }
 
-static void note_step(const struct bt_machine *m, bool user, struct step *s)
+static void note_step(const struct bt_cache *m, bool user, struct step *s)
 {
 	const struct insn *in = &s->in;
 
@@ -203,7 +203,7 @@ static void note_step(const struct bt_machine *m, bool user, struct step *s)
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
-static int plan_crossing(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa,
+static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa,
 			 uint64_t rip, unsigned room, const struct bt_binding *second)
 {
 	uint8_t bytes[INSN_MAX];
@@ -311,19 +311,12 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 	g->high = at.at + (int64_t)size;
 }
 
-static bool has_bit(const uint64_t *bits, gpa_t gpa)
+static bool own_check(const struct bt_cache *m, gpa_t gpa)
 {
-	unsigned n = hint_index(gpa);
-
-	return bits[n / 64] >> n % 64 & 1;
+	return (m->dev & DEV_NO_SHARING) || bt_hint_has(&m->alone, gpa);
 }
 
-static bool own_check(const struct bt_machine *m, gpa_t gpa)
-{
-	return (m->dev & DEV_NO_SHARING) || has_bit(m->alone, gpa);
-}
-
-static void place_memory(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
+static void place_memory(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
 			 gpa_t gpa)
 {
 	struct step *s = &p->step[i];
@@ -345,13 +338,13 @@ static void place_memory(struct plan *p, const struct bt_machine *m, struct trac
 		at.index = k->reg[in->mem_index].id;
 		at.at += k->reg[in->mem_index].delta * in->mem_scale;
 	}
-	s->access[ACCESS_MEM].wide = has_bit(m->wide, gpa);
+	s->access[ACCESS_MEM].wide = bt_hint_has(&m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
 	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
 	      s->shape == S_MEM && in->mem_write, alone);
 }
 
-static void place_stack(struct plan *p, const struct bt_machine *m, struct tracker *k, unsigned i,
+static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
 			unsigned reg, int disp, bool write, gpa_t gpa)
 {
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
@@ -430,12 +423,12 @@ static void follow_values(struct tracker *k, const struct step *s)
 /* Cannot fault. */
 static bool harmless(const struct step *s)
 {
-	return s->shape == S_NOP || s->shape == S_LEA ||
+	return s->shape == S_NOP || s->shape == S_PAUSE || s->shape == S_LEA ||
 	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
 
-static void share_checks(struct plan *p, const struct bt_machine *m)
+static void share_checks(struct plan *p, const struct bt_cache *m)
 {
 	struct tracker k = {.next_id = ID_FIRST};
 
@@ -477,7 +470,7 @@ static void find_live(struct plan *p)
 	}
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, uint64_t rip,
+int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second)
 {
 	unsigned at = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
@@ -556,7 +549,7 @@ static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
 	p->step[i].page = page;
 }
 
-int bt_plan_path(struct plan *p, const struct bt_machine *m, bool user, const struct path_step *path,
+int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const struct path_step *path,
 		 unsigned n)
 {
 	struct piece *piece = NULL;

@@ -30,6 +30,7 @@ enum shape {
 	S_RDTSC,
 	S_PUSHF,
 	S_BITS,
+	S_PAUSE,
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };
@@ -86,7 +87,7 @@ static inline int64_t step_disp(const struct step *s)
 }
 
 /* Plans a trace along `path`; it may end early. */
-int bt_plan_path(struct plan *p, const struct bt_machine *m, bool user, const struct path_step *path,
+int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const struct path_step *path,
 		 unsigned n);
 
 static inline struct access *access_leader(struct plan *p, const struct access *a)
@@ -94,7 +95,7 @@ static inline struct access *access_leader(struct plan *p, const struct access *
 	return &p->step[(a->leader - 1) / 2].access[(a->leader - 1) % 2];
 }
 
-int bt_plan(struct plan *p, const struct bt_machine *m, bool user, gpa_t gpa, uint64_t rip,
+int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second);
 
 #endif

@@ -37,10 +37,13 @@ AT(bt_site, merged, SITE_MERGED);
 AT(bt_site, misses, SITE_MISSES);
 AT(bt_site, no_retry, SITE_NO_RETRY);
 AT(bt_space, second, 4096 << 5);
-
 AT(bt_site, missed, SITE_MISSED);
 AT(bt_site, counter, SITE_COUNTER);
-_Static_assert(SLOT_MISSES == 64, "runtime.S");
+_Static_assert(SLOT_MISSES == 64 && SLOT_PASSES == 6 && SLOT_LOG == 8192, "runtime.S");
+_Static_assert(SLOT_NO_ADDEND >> 56 == 0x70 && sizeof(struct bt_slot) == 16, "runtime.S");
+_Static_assert(TLB_ENTRIES == 4096 && sizeof(struct tlb_entry) == 32, "runtime.S");
+_Static_assert(TLB_GLOBAL == 1 && TLB_USER == 2, "runtime.S");
+_Static_assert(REFILL_MISS == 0 && REFILL_OFTEN == 1 && REFILL_FULL == 2 && REFILL_AC == 3, "runtime.S");
 AT(tlb_entry, read_tag, TLB_READ_TAG);
 AT(tlb_entry, write_tag, TLB_WRITE_TAG);
 AT(tlb_entry, host, TLB_HOST);
@@ -149,7 +152,7 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc)
 struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT;
 	uint32_t id = bv->space->page_id[vpage & (PAGE_IDS - 1)];
 	struct bt_binding *binding;
@@ -192,7 +195,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 				   struct bt_binding **binding, bool *fault)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	uint64_t generation;
 	struct bt_block *b;
 	bool user;
@@ -250,7 +253,7 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
 static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct bt_site *site = &m->sites[n];
 	struct bt_block *from = site->block, *to;
 	uint64_t generation = m->generation;
@@ -260,6 +263,9 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 	bv->v.rip = site->target;
 	*fault = false;
 	if (unlikely(bv->v.rip == bv->trace_head) && !site->plain)
+		return NULL;
+	bt_cache_reserve_link(m); /* may evict the site */
+	if (generation != m->generation)
 		return NULL;
 	to = find_block(bv, site->pair, site->flags, site->plain, &binding, fault);
 	if (!to || !binding)
@@ -294,13 +300,13 @@ static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
 /* A slot was not filled though the TLB has the page.  Where to go on, or NULL: look up. */
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 
 	if (bv->refill == REFILL_FULL) {
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	if (bt_hint(site, m->wide)) {
+	if (bt_hint_add(&m->wide, bt_block_gpa(site->block, site->guest_off))) {
 		m->stats.wide_checks++;
 		/* It works, if slowly; the trace is made anew when its other checks are settled, too. */
 		if (site->block->trace)
@@ -318,7 +324,7 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
 static int run_translated(struct bt_vcpu *bv, const void *pc)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct vcpu *v = &bv->v;
 
 	while (pc) {
@@ -331,7 +337,16 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		bt_vec_load(bv);
 		bt_flags_to_arith(bv);
 		bt_phase(bv, PHASE_CODE);
-		bt_enter(bv, pc);
+		if (v->ram->concurrent) {
+			if (!bt_code_enter(bv)) {
+				bt_flags_from_arith(bv);
+				return 0;
+			}
+			bt_enter(bv, pc);
+			bt_code_leave(bv);
+		} else {
+			bt_enter(bv, pc);
+		}
 		bt_phase(bv, PHASE_LOOKUP);
 		bt_flags_from_arith(bv);
 		m->stats.exits++;
@@ -351,6 +366,11 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		generation = m->generation;
 		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
+		case SITE_PAUSE:
+			bv->pauses = PAUSES;
+			bv->yields = true;
+			v->rip = site.target;
+			return 0;
 		case SITE_POLL:
 		case SITE_PAGE: v->rip = site.target; return 0;
 		case SITE_LINK:
@@ -389,7 +409,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			}
 			if (site.merged && b->valid &&
 			    ++m->sites[bv->site].failures >= MERGE_FAILURES) {
-				bt_hint(&site, m->alone);
+				bt_hint_add(&m->alone, bt_block_gpa(b, site.guest_off));
 				record_again(bv, b);
 				bt_block_drop(m, b);
 				m->stats.unmerged_checks++;
@@ -422,7 +442,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 /* Developer's switches that must change nothing but the speed. */
 static void misbehave(struct bt_vcpu *bv)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 
 	m->dev_count++;
 	if (m->dev & DEV_EAGER)
@@ -493,6 +513,15 @@ static bool attend(struct bt_vcpu *bv, enum exit_reason *reason)
 	return true;
 }
 
+static void see_to_others(struct bt_vcpu *bv)
+{
+	if (atomic_load(&bv->notes.pending)) {
+		bt_world(bv);
+		bt_notes_take(bv);
+	}
+	bt_exclusive_wait(bv);
+}
+
 enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 {
 	struct vcpu *v = &bv->v;
@@ -508,6 +537,8 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 
 		/* A slice that is over before it began still makes a step, else a guest that asks for
 		 * interrupts faster than slices begin would never get anywhere. */
+		if (unlikely(v->ram->concurrent))
+			see_to_others(bv);
 		if (unlikely(bits && (ran || bits != ATTENTION_SLICE)) && attend(bv, &reason))
 			break;
 		if (!v->irq_shadow)
@@ -522,6 +553,11 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 			rc = run_once(bv);
 		if (rc == X86_SHUTDOWN) {
 			reason = EXIT_SHUTDOWN;
+			break;
+		}
+		if (unlikely(bv->yields)) {
+			bv->yields = false;
+			reason = EXIT_YIELD;
 			break;
 		}
 		rc = 0;

@@ -19,13 +19,13 @@ static void tlb_clear(struct bt_space *s, unsigned index)
 	s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
 }
 
-static void jump_clear(struct bt_machine *m, struct jump_entry *j)
+static void jump_clear(struct bt_cache *m, struct jump_entry *j)
 {
 	j->rip = JUMP_INVALID;
 	j->host = (uint64_t)m->lookup_exit;
 }
 
-static void jumps_reset(struct bt_machine *m, struct jump_cache *c)
+static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 {
 	if (c->fills <= FILL_LOG)
 		for (uint32_t i = 0; i < c->fills; i++)
@@ -37,7 +37,7 @@ static void jumps_reset(struct bt_machine *m, struct jump_cache *c)
 	c->local = false;
 }
 
-static void shows_reset(struct bt_machine *m, struct bt_space *s)
+static void shows_reset(struct bt_cache *m, struct bt_space *s)
 {
 	if (s->page_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->page_fills; i++)
@@ -76,7 +76,7 @@ static void slots_flush_local(struct bt_vcpu *bv)
 		bt_slots_flush(bv, false);
 }
 
-static void space_reset(struct bt_machine *m, struct bt_space *s)
+static void space_reset(struct bt_cache *m, struct bt_space *s)
 {
 	if (s->tlb_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->tlb_fills; i++)
@@ -222,7 +222,7 @@ void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid)
 	bv->m->stats.flushes++;
 }
 
-static void drop_page_jumps(struct bt_machine *m, struct jump_cache *c, uint64_t vpage)
+static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t vpage)
 {
 	bool logged = c->fills <= FILL_LOG;
 
@@ -237,7 +237,7 @@ static void drop_page_jumps(struct bt_machine *m, struct jump_cache *c, uint64_t
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 {
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT, tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct bt_space *s;
 
 	slots_flush_local(bv);
@@ -296,23 +296,17 @@ static void drop_writes(struct bt_space *s, uint64_t host)
 	}
 }
 
-void bt_space_drop_writes(struct bt_machine *m, gpa_t page)
+void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page)
 {
-	uint8_t *flags = &m->ram->page_flags[ram_page_index(m->ram, page)];
-	uint64_t host = (uint64_t)ram_host(m->ram, page, GUEST_PAGE_SIZE);
+	uint64_t host = (uint64_t)ram_host(bv->v.ram, page, GUEST_PAGE_SIZE);
 	struct bt_space *s;
 
-	if (!(*flags & RAM_PAGE_WRITE_CACHED))
-		return;
-	*flags &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
-	for (unsigned n = 0; n < m->nvcpus; n++) {
-		bt_slots_flush_all(m->vcpus[n]);
-		FOR_EACH_SPACE(m->vcpus[n], s)
-		drop_writes(s, host);
-	}
+	bt_slots_flush_all(bv);
+	FOR_EACH_SPACE(bv, s)
+	drop_writes(s, host);
 }
 
-static void drop_jump(struct bt_machine *m, struct jump_cache *c, uint64_t rip)
+static void drop_jump(struct bt_cache *m, struct jump_cache *c, uint64_t rip)
 {
 	struct jump_entry *j = &c->entry[jump_index(rip)];
 
@@ -320,38 +314,33 @@ static void drop_jump(struct bt_machine *m, struct jump_cache *c, uint64_t rip)
 		jump_clear(m, j);
 }
 
-void bt_space_drop_jumps(struct bt_machine *m, uint64_t rip)
+void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip)
 {
-	for (unsigned n = 0; n < m->nvcpus; n++) {
-		struct bt_vcpu *bv = m->vcpus[n];
+	struct bt_vcpu *bv = m->bv;
 
-		drop_jump(m, bv->kernel_jumps, rip);
-		for (unsigned i = 0; i < SPACE_SETS; i++)
-			if (bv->sets[i].space[SPACE_USER])
-				drop_jump(m, &bv->sets[i].space[SPACE_USER]->jump, rip);
-	}
+	drop_jump(m, bv->kernel_jumps, rip);
+	for (unsigned i = 0; i < SPACE_SETS; i++)
+		if (bv->sets[i].space[SPACE_USER])
+			drop_jump(m, &bv->sets[i].space[SPACE_USER]->jump, rip);
 }
 
-void bt_space_forget_code(struct bt_machine *m)
+void bt_space_forget_code(struct bt_cache *m)
 {
+	struct bt_vcpu *bv = m->bv;
 	struct bt_space *s;
 
 	/* Also the entries that hold nothing: their way out has moved. */
-	for (unsigned n = 0; n < m->nvcpus; n++) {
-		struct bt_vcpu *bv = m->vcpus[n];
-
-		bv->kernel_jumps->fills = FILL_LOG + 1;
-		jumps_reset(m, bv->kernel_jumps);
-		bt_slots_flush_all(bv);
-		FOR_EACH_SPACE(bv, s)
-		{
-			if (s_k == SPACE_USER) {
-				s->jump.fills = FILL_LOG + 1;
-				jumps_reset(m, &s->jump);
-			}
-			s->page_fills = FILL_LOG + 1;
-			shows_reset(m, s);
+	bv->kernel_jumps->fills = FILL_LOG + 1;
+	jumps_reset(m, bv->kernel_jumps);
+	bt_slots_flush_all(bv);
+	FOR_EACH_SPACE(bv, s)
+	{
+		if (s_k == SPACE_USER) {
+			s->jump.fills = FILL_LOG + 1;
+			jumps_reset(m, &s->jump);
 		}
+		s->page_fills = FILL_LOG + 1;
+		shows_reset(m, s);
 	}
 }
 
@@ -365,7 +354,6 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	struct tlb_entry *t = &s->tlb[index];
 	uint64_t tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
 	struct page_walk walk;
-	uint8_t *flags;
 	void *host;
 
 	if ((write ? s->second[index].write_tag : s->second[index].read_tag) == tag) {
@@ -380,7 +368,6 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	host = ram_host(v->ram, walk.gpa & ~(gpa_t)GUEST_PAGE_MASK, GUEST_PAGE_SIZE);
 	if (!host)
 		return 1;
-	flags = &v->ram->page_flags[ram_page_index(v->ram, walk.gpa)];
 	if (t->read_tag != tag && t->write_tag != tag)
 		s->second[index] = *t;
 	t->host = (uint64_t)host;
@@ -392,10 +379,9 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 		s->tlb_log[slot] = (uint16_t)index;
 	if (!(walk.prot & PROT_W))
 		return 0;
-	if (*flags & RAM_PAGE_CODE)
+	if (!bt_write_cached(bv->machine, ram_page_index(v->ram, walk.gpa)))
 		return write;
 	t->write_tag = tag;
-	*flags |= RAM_PAGE_WRITE_CACHED;
 	return 0;
 }
 
@@ -405,8 +391,10 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 		bv->sets[i].root = ROOT_NONE;
 	bv->spaces = mmap(NULL, SPACES_BYTES, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (bv->spaces == MAP_FAILED)
+	if (bv->spaces == MAP_FAILED) {
+		bv->spaces = NULL;
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
+	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
 	bv->kernel_jumps->fills = FILL_LOG + 1;
 	jumps_reset(bv->m, bv->kernel_jumps);
@@ -415,5 +403,6 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 
 void bt_space_free(struct bt_vcpu *bv)
 {
-	munmap(bv->spaces, SPACES_BYTES);
+	if (bv->spaces)
+		munmap(bv->spaces, SPACES_BYTES);
 }

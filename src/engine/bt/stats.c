@@ -26,10 +26,12 @@ static const char *const site_names[SITE_KINDS] = {
     [SITE_FAULT] = "fault",     [SITE_LOOKUP] = "lookup", [SITE_READ] = "tlb_read",
     [SITE_WRITE] = "tlb_write", [SITE_INTERP] = "interp", [SITE_CROSS] = "page_cross",
     [SITE_LINK] = "link",       [SITE_POLL] = "poll",     [SITE_PAGE] = "page",
+    [SITE_PAUSE] = "pause",
 };
 
 static const char *const return_names[] = {
     [EXIT_HALTED] = "halted",     [EXIT_SLICE] = "slice", [EXIT_KICKED] = "kicked",
+    [EXIT_YIELD] = "yield",
     [EXIT_SHUTDOWN] = "shutdown", [EXIT_ERROR] = "error",
 };
 
@@ -56,11 +58,11 @@ _Static_assert(sizeof(((struct bt_stats *)0)->interp_by_mnemonic) ==
 
 void bt_sample(struct engine_machine *em, ns_t elapsed)
 {
-	struct bt_machine *m = (struct bt_machine *)em;
-	struct bt_times *t = &m->times;
+	struct bt_machine *machine = (struct bt_machine *)em;
+	struct bt_times *t = &machine->times;
 
-	for (unsigned i = 0; i < m->nvcpus; i++) {
-		const struct bt_vcpu *bv = m->vcpus[i];
+	for (unsigned i = 0; i < machine->nvcpus; i++) {
+		const struct bt_vcpu *bv = machine->vcpus[i];
 		uint32_t word = atomic_load_explicit(&bv->phase, memory_order_relaxed),
 			 phase = word & ((1u << PHASE_MNEMONIC_SHIFT) - 1);
 		uint32_t mnemonic = word >> PHASE_MNEMONIC_SHIFT & (PHASE_MNEMONICS - 1);
@@ -109,35 +111,58 @@ static void put_times(const struct bt_times *t, struct counter_set *set)
 	put_by_mnemonic(set, COUNTER_TIME, "time.native.", t->native);
 }
 
-static void put_cache(const struct bt_machine *m, struct counter_set *set)
+static void put_caches(const struct bt_machine *machine, struct counter_set *set)
 {
-	unsigned current = PEEK(m->current);
-	uint64_t bytes = 0, sites = 0;
+	uint64_t bytes = 0, sites = 0, blocks = 0, room = 0, segments = 0;
 
-	for (unsigned i = 0; i < m->nsegments; i++) {
-		const struct bt_segment *g = &m->segment[i];
+	for (unsigned n = 0; n < machine->nvcpus; n++) {
+		const struct bt_cache *m = machine->vcpus[n]->m;
+		unsigned current = PEEK(m->current);
 
-		bytes += i == current ? (uint64_t)(PEEK(m->hot) - g->hot + (PEEK(m->cold) - g->cold))
-				      : PEEK(g->used_bytes);
-		sites += (i == current ? PEEK(m->nsites) : PEEK(g->used_sites)) - g->site;
+		for (unsigned i = 0; i < m->nsegments; i++) {
+			const struct bt_segment *g = &m->segment[i];
+
+			bytes += i == current ? (uint64_t)(PEEK(m->hot) - g->hot + (PEEK(m->cold) - g->cold))
+					      : PEEK(g->used_bytes);
+			sites += (i == current ? PEEK(m->nsites) : PEEK(g->used_sites)) - g->site;
+		}
+		blocks += PEEK(m->live_blocks);
+		room += m->cache_bytes;
+		segments += m->nsegments;
 	}
-	put(set, COUNTER_GAUGE, "cache.", "blocks", PEEK(m->live_blocks));
+	put(set, COUNTER_GAUGE, "cache.", "blocks", blocks);
 	put(set, COUNTER_GAUGE, "cache.", "links_and_exits", sites);
 	put(set, COUNTER_GAUGE, "cache.", "bytes", bytes);
-	put(set, COUNTER_GAUGE, "cache.", "room", m->cache_bytes);
-	put(set, COUNTER_GAUGE, "cache.", "segments", m->nsegments);
+	put(set, COUNTER_GAUGE, "cache.", "room", room);
+	put(set, COUNTER_GAUGE, "cache.", "segments", segments);
+}
+
+/* Everything in struct bt_stats but `unknown` is a sum. */
+static void add_up(struct bt_stats *sum, const struct bt_stats *one)
+{
+	uint64_t *to = (uint64_t *)sum;
+	const uint64_t *from = (const uint64_t *)one;
+
+	for (size_t i = 0; i < offsetof(struct bt_stats, unknown) / sizeof(*to); i++)
+		to[i] += PEEK(from[i]);
+	for (size_t i = 0; i < ARRAY_SIZE(one->unknown) && PEEK(one->unknown[i]); i++)
+		bt_note_unknown(sum, one->unknown[i]);
 }
 
 void bt_counters(struct engine_machine *em, struct counter_set *set)
 {
-	const struct bt_machine *m = (struct bt_machine *)em;
-	const struct bt_stats *st = &m->stats;
+	const struct bt_machine *machine = (struct bt_machine *)em;
+	static __thread struct bt_stats sum;
+	const struct bt_stats *st = &sum;
 
-	put_times(&m->times, set);
+	memset(&sum, 0, sizeof(sum));
+	for (unsigned i = 0; i < machine->nvcpus; i++)
+		add_up(&sum, &machine->vcpus[i]->m->stats);
+	put_times(&machine->times, set);
 	for (unsigned i = 0; i < ARRAY_SIZE(counts); i++)
 		put(set, COUNTER_COUNT, "", counts[i].name,
 		    PEEK(*(const uint64_t *)((const char *)st + counts[i].offset)));
-	put_cache(m, set);
+	put_caches(machine, set);
 	for (unsigned i = 0; i < SITE_KINDS; i++)
 		if (site_names[i])
 			put(set, COUNTER_COUNT, "exits.", site_names[i], PEEK(st->exits_by[i]));

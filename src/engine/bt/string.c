@@ -163,7 +163,9 @@ static void *run_of(struct bt_vcpu *bv, unsigned seg, uint64_t offset, unsigned 
 
 		if (at < GUEST_PAGE_SIZE) {
 			*count = MIN(n, *count);
-			*gpa = GPA_NONE; /* where a write tag stands, no write needs to be told */
+			/* Where a write tag stands, no write needs to be told, but that it may fall by another
+			 * vcpu's note while this one writes. */
+			*gpa = v->ram->concurrent ? ram_gpa(v->ram, (void *)(t->host + at)) : GPA_NONE;
 			return (void *)(t->host + at);
 		}
 	}

@@ -381,9 +381,23 @@ int bt_do_cli(struct vcpu *v)
 	return 0;
 }
 
-int bt_do_hypercall(struct vcpu *v)
+#define KVM_EPERM 1
+#define KVM_ENOSYS 1000
+
+int bt_do_hypercall(struct bt_vcpu *bv)
 {
-	/* KVM's interface: no call is offered yet.  -KVM_EPERM, -KVM_ENOSYS. */
-	v->regs[GPR_RAX] = x86_cpl(v) ? (uint64_t)-1 : (uint64_t)-1000;
+	struct vcpu *v = &bv->v;
+	uint64_t mask = bt_size_mask(x86_code64(v) ? 8 : 4);
+	const uint64_t arg[4] = {v->regs[GPR_RBX] & mask, v->regs[GPR_RCX] & mask, v->regs[GPR_RDX] & mask,
+				 v->regs[GPR_RSI] & mask};
+	int64_t result = -KVM_ENOSYS;
+
+	if (x86_cpl(v)) {
+		result = -KVM_EPERM;
+	} else if (v->ops->hypercall) {
+		bt_platform(v);
+		result = v->ops->hypercall(v->platform, v, v->regs[GPR_RAX] & mask, arg);
+	}
+	v->regs[GPR_RAX] = (uint64_t)result & mask;
 	return 0;
 }

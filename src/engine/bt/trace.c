@@ -37,19 +37,20 @@ static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 
 void bt_trace_sample(struct bt_vcpu *bv)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct bt_block *b;
 
 	m->stats.samples++;
 	bt_cache_heat(m, bv->sample_pc);
 	b = bt_block_by_host(m, bv->sample_pc);
 	bv->sample_pc = NULL;
-	if (b && b->trace && b->valid && b->widened && m->stats.samples - b->widened >= SETTLED) {
+	if (b && b->trace && b->valid && b->stale_since && m->stats.samples - b->stale_since >= SETTLED) {
 		/* Its checks are known by now: once more, without detours. */
 		bv->trace_head = b->rip;
 		bt_block_drop(m, b);
 		bv->sample_period = PERIOD_AFTER;
-	} else if (!b || b->trace || !b->valid || !(b->user || (m->dev & DEV_EAGER))) {
+	} else if (!b || b->trace || !b->valid || !(b->user || (m->dev & DEV_EAGER)) ||
+		   bt_hint_has(&m->headless, b->gpa)) {
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
 	} else {
 		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);
@@ -66,7 +67,7 @@ void bt_trace_sample(struct bt_vcpu *bv)
 
 void bt_trace_stale(struct bt_vcpu *bv, struct bt_block *b)
 {
-	b->widened = (uint32_t)bv->m->stats.samples;
+	b->stale_since = (uint32_t)bv->m->stats.samples;
 	bv->sample_period = PERIOD_AFTER;
 }
 
@@ -108,7 +109,7 @@ static bool take_step(struct bt_vcpu *bv, bool user, int *rc)
 bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 {
 	struct vcpu *v = &bv->v;
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	bool user = x86_cpl(v) == 3, fault = false;
 	struct bt_binding *page;
 	uint64_t generation;
@@ -136,7 +137,8 @@ bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 	}
 	if (n && generation == m->generation) {
 		bt_world(bv);
-		bt_translate_path(bv, bv->path, n);
+		if (!bt_translate_path(bv, bv->path, n))
+			bt_hint_add(&m->headless, bv->path[0].page->gpa | (bv->path[0].rip & GUEST_PAGE_MASK));
 	}
 	return n != 0;
 }

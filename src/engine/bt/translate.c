@@ -43,7 +43,7 @@ struct cold {
 };
 
 struct trans {
-	struct bt_machine *m;
+	struct bt_cache *m;
 	struct bt_block *b;
 	struct emit e;
 	bool user, slots; /* slots: checks have them, if they are not to be wide */
@@ -252,8 +252,8 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->limit = (uint16_t)(GUEST_PAGE_SIZE - size);
 	site->misses = -SLOT_MISSES;
 	site->counter = t->counter;
-	for (unsigned k = 0; k < t->m->nvcpus && slotted; k++)
-		bt_slot_clear(&t->m->vcpus[k]->slots[*n]);
+	if (slotted)
+		bt_slot_clear(&t->m->bv->slots[*n]);
 	site->user = t->user;
 	site->slotted = slotted;
 	site->host_off = (uint32_t)(retry - t->m->code);
@@ -1010,6 +1010,20 @@ static void put_sti(struct trans *t, unsigned i)
 	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
 
+/* After many, another vcpu gets the chance to do what this one waits for. */
+static void put_pause(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	uint8_t *rel;
+
+	e8(&t->e, 0xf3);
+	e8(&t->e, 0x90);
+	about_to_clobber(t, s->live);
+	e_gs(&t->e, 0xff, 1, false, GS_OFFSET(pauses)); /* dec dword */
+	rel = e_jcc(&t->e, CC_E, t->e.p);
+	leave_at(t, rel, SITE_PAUSE, i)->target = s->rip + s->in.len;
+}
+
 static void put_cld(struct trans *t, unsigned i)
 {
 	struct bt_site *site;
@@ -1124,7 +1138,7 @@ static void put_page_check(struct trans *t, unsigned i)
 
 static void put_shadows(struct trans *t)
 {
-	struct bt_machine *m = t->m;
+	struct bt_cache *m = t->m;
 
 	for (unsigned i = 1; i < t->plan.npieces; i++) {
 		const struct piece *piece = &t->plan.piece[i];
@@ -1179,6 +1193,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_RDTSC: put_rdtsc(t, i); break;
 	case S_PUSHF: put_pushf(t, i); break;
 	case S_BITS: put_bits(t, i, live_after); break;
+	case S_PAUSE: put_pause(t, i); break;
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
@@ -1259,7 +1274,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 
 static void finish_block(struct trans *t)
 {
-	struct bt_machine *m = t->m;
+	struct bt_cache *m = t->m;
 	struct bt_block *b = t->b;
 
 	m->hot = t->e.p;
@@ -1277,12 +1292,15 @@ static void finish_block(struct trans *t)
 struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsigned pair,
 			      unsigned flags, const struct bt_binding *second)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct trans *t = m->trans;
 
 	t->m = m;
 	t->user = x86_cpl(&bv->v) == 3;
 	t->slots = false;
+	bt_code_mark(m, gpa & ~(gpa_t)GUEST_PAGE_MASK);
+	if (second)
+		bt_code_mark(m, second->gpa);
 	if (bt_plan(&t->plan, m, t->user, gpa, rip, second))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
@@ -1310,7 +1328,7 @@ static void put_entry(struct trans *t)
 
 struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *path, unsigned n)
 {
-	struct bt_machine *m = bv->m;
+	struct bt_cache *m = bv->m;
 	struct trans *t = m->trans;
 	uint32_t sites = m->nsites;
 	uint8_t *cold = m->cold;
@@ -1319,6 +1337,8 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	t->user = x86_cpl(&bv->v) == 3;
 	/* Kernel code, whose accesses are spread wide, is not worth it. */
 	t->slots = (t->user || (m->dev & DEV_EAGER)) && !(m->dev & DEV_NO_SLOTS);
+	for (unsigned i = 0; i < n; i++)
+		bt_code_mark(m, path[i].page->gpa);
 	if (bt_plan_path(&t->plan, m, t->user, path, n))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
