@@ -9,9 +9,14 @@
 
 #include "backend/aio.h"
 #include "backend/disk.h"
+#include "backend/pool.h"
 #include "machine/parts.h"
 #include "virtio/blk.h"
+#include "virtio/fs.h"
 #include "virtio/rng.h"
+
+/* That wait for the host's file systems; more would only wait together. */
+#define POOL_THREADS 8
 
 /* --- devices wake up --- */
 
@@ -57,9 +62,11 @@ static void wake_aio(void *data)
 
 void machine_drain(struct machine *m)
 {
-	if (!m->aio)
-		return;
-	aio_drain(m->aio);
+	if (m->aio)
+		aio_drain(m->aio);
+	for (unsigned i = 0; i < m->ndevices; i++)
+		if (m->devices[i]->device->ops->drain)
+			m->devices[i]->device->ops->drain(m->devices[i]->device);
 	flush_all(m);
 }
 
@@ -114,6 +121,26 @@ static int add_disks(struct machine *m, const struct machine_config *config, str
 	return ret;
 }
 
+static int add_shares(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	int ret = 0;
+
+	if (!config->nshares)
+		return 0;
+	m->pool = pool_create(POOL_THREADS, err);
+	if (!m->pool)
+		return -ENOMEM;
+	for (unsigned i = 0; i < config->nshares && !ret; i++) {
+		const struct machine_share *s = &config->shares[i];
+
+		ret = add_device(m,
+				 virtio_fs_create(&m->env, s->dir, m->pool, s->tag,
+						  MIN(m->nvcpus, VIRTIO_QUEUES_MAX - 1), err),
+				 err);
+	}
+	return ret;
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
@@ -121,7 +148,9 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 
 	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
 	ret = add_device(m, virtio_rng_create(&m->env, err), err);
-	return ret ? ret : add_disks(m, config, err);
+	if (!ret)
+		ret = add_disks(m, config, err);
+	return ret ? ret : add_shares(m, config, err);
 }
 
 void machine_devices_destroy(struct machine *m)
@@ -134,6 +163,8 @@ void machine_devices_destroy(struct machine *m)
 	m->ndevices = 0;
 	aio_destroy(m->aio);
 	m->aio = NULL;
+	pool_destroy(m->pool);
+	m->pool = NULL;
 }
 
 void machine_devices_reset(struct machine *m)

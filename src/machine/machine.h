@@ -23,10 +23,17 @@
 struct machine;
 struct state_buffer;
 struct disk;
+struct hostdir;
 struct loop;
 
 #define MACHINE_VCPUS_MAX 255
 #define MACHINE_DISKS_MAX 26 /* vda to vdz */
+
+/* A directory of the host's, by the name that the guest mounts it by. */
+struct machine_share {
+	struct hostdir *dir;
+	char tag[37];
+};
 
 /* What became of a machine.  Every event stops it: no worker runs it until machine_reset() and
  * sched_resume(). */
@@ -48,6 +55,9 @@ struct machine_config {
 	/* Open, not attached; they outlive the machine.  The guest sees them in this order. */
 	struct disk *const *disks;
 	unsigned ndisks;
+	/* Open; they outlive the machine, and belong to no other. */
+	const struct machine_share *shares;
+	unsigned nshares;
 	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
 	 * NULL: threads do. */
 	struct loop *loop;

@@ -92,6 +92,7 @@ struct machine {
 	unsigned ndevices;
 	struct aio *aio; /* NULL: there are no disks */
 	struct work aio_work;
+	struct pool *pool; /* NULL: there are no shares */
 
 	struct work *_Atomic inbox; /* newest first */
 	struct console_queue console_in;

@@ -114,6 +114,8 @@ void virtio_set_status(struct virtio_device *d, uint8_t status)
 		d->resetting = true;
 		if (!d->in_flight)
 			virtio_device_reset(d);
+		else if (d->ops->come_to_rest)
+			d->ops->come_to_rest(d);
 		return;
 	}
 	if (set & VIRTIO_FEATURES_OK && !features_are_good(d))

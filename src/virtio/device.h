@@ -47,6 +47,11 @@ struct virtio_ops {
 	/* The driver is ready (DRIVER_OK): d->features are final.  notify() of each queue
 	 * follows. */
 	void (*started)(struct virtio_device *d);
+	/* The driver is about to reset the device: what is in flight must end by itself soon. */
+	void (*come_to_rest)(struct virtio_device *d);
+	/* Waits until nothing is in flight, for requests that the machine's disk I/O does not know
+	 * of.  No worker runs the machine. */
+	void (*drain)(struct virtio_device *d);
 	/* Forget what the driver set.  Nothing is in flight. */
 	void (*reset)(struct virtio_device *d);
 	/* The driver writes its config space (d->config); offset + size are within it.  NULL: it is
