@@ -118,7 +118,15 @@ $(BUILD)/%.o: %.c Makefile
 $(BUILD)/%.S.o: %.S Makefile
 	@mkdir -p $(@D)
 	$(say) AS $<
-	$(Q)$(CC) -g -Isrc $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) -g -Isrc $(INCLUDED) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# What takt run -- COMMAND boots into, part of takt itself.
+$(BUILD)/command-init: guest/command-init.c Makefile
+	@mkdir -p $(@D)
+	$(say) CC $<
+	$(Q)$(GUEST_CC) -std=gnu17 -Os -s -static -Wall -Wextra -Wshadow -MMD -MP -MF $@.d -o $@ $<
+$(BUILD)/src/cli/command_init.S.o: $(BUILD)/command-init
+$(BUILD)/src/cli/command_init.S.o: INCLUDED := -DCOMMAND_INIT='"$(BUILD)/command-init"'
 
 # --- tests -------------------------------------------------------------------------------------
 unit: $(UNIT_BIN)

@@ -526,7 +526,7 @@ static int serve(int signals)
 {
 	for (;;) {
 		struct pollfd p[RELAYS + 2];
-		int status;
+		int status = 0;
 
 		for (unsigned i = 0; i < RELAYS; i++)
 			relay_poll(&relay[i], &p[i]);

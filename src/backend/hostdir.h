@@ -32,6 +32,9 @@ struct hostdir_config {
 	bool read_only;
 	enum hostdir_cache cache;
 	bool locks; /* fcntl() and flock() locks are taken on the host, not in the guest alone */
+	/* What is mounted inside looks like plain directories: a lower layer of overlayfs must have no
+	 * mount points.  (File systems may then repeat inode numbers.) */
+	bool flat;
 	bool acl;   /* POSIX ACLs; not together with map_ids */
 	/* takt's own ids appear in the guest as uid and gid, and all that the guest makes is
 	 * takt's. */

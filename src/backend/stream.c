@@ -11,7 +11,7 @@
 #define PIECE (64 * KiB)
 
 struct stream {
-	pthread_mutex_t lock;
+	pthread_mutex_t lock, telling;
 	pthread_cond_t changed;
 	pthread_t thread;
 	int fd;
@@ -33,6 +33,7 @@ static void unref(struct stream *s)
 	if (!last)
 		return;
 	pthread_mutex_destroy(&s->lock);
+	pthread_mutex_destroy(&s->telling);
 	pthread_cond_destroy(&s->changed);
 	free(s);
 }
@@ -59,16 +60,18 @@ static size_t copy_out(struct stream *s, uint8_t *buf, size_t len)
 	return n;
 }
 
-/* Tells the owner, outside the lock; not once it has begun to close. */
+/* The owner of a stream_out waits for its thread; that of a stream_in does not, so it is told only while it
+ * cannot close it. */
 static void tell(struct stream *s)
 {
-	bool closing;
-
-	pthread_mutex_lock(&s->lock);
-	closing = s->closing && s->in;
-	pthread_mutex_unlock(&s->lock);
-	if (!closing)
+	if (!s->in) {
 		s->event(s->data);
+		return;
+	}
+	pthread_mutex_lock(&s->telling);
+	if (!s->closing)
+		s->event(s->data);
+	pthread_mutex_unlock(&s->telling);
 }
 
 static void read_all(struct stream *s)
@@ -165,6 +168,7 @@ static struct stream *stream_open(int fd, bool in, void (*event)(void *), void *
 		return NULL;
 	}
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->telling, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	s->fd = fd;
 	s->in = in;
@@ -180,6 +184,7 @@ static struct stream *stream_open(int fd, bool in, void (*event)(void *), void *
 		return s;
 	error_set(err, ret, "cannot start a thread for a stream: %s", strerror(ret));
 	pthread_mutex_destroy(&s->lock);
+	pthread_mutex_destroy(&s->telling);
 	pthread_cond_destroy(&s->changed);
 	free(s);
 	return NULL;
@@ -253,10 +258,12 @@ void stream_close(struct stream *s)
 {
 	if (!s)
 		return;
+	pthread_mutex_lock(&s->telling);
 	pthread_mutex_lock(&s->lock);
 	s->closing = true;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
+	pthread_mutex_unlock(&s->telling);
 	if (s->in)
 		pthread_detach(s->thread);
 	else

@@ -117,8 +117,10 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 		return;
 	if (info.ssi_signo == SIGCONT)
 		signals->resumed(signals->data);
-	else
+	else if (info.ssi_signo != SIGWINCH)
 		signals->terminate(signals->data, (int)info.ssi_signo);
+	else if (signals->resized)
+		signals->resized(signals->data);
 }
 
 int loop_signals_init(struct loop *loop, struct loop_signals *signals, struct error *err)
@@ -126,7 +128,7 @@ int loop_signals_init(struct loop *loop, struct loop_signals *signals, struct er
 	/* All that would end the process by default and mean no bug in it (SIGPIPE is ignored). */
 	static const int handled[] = {SIGTERM,   SIGINT,    SIGHUP,  SIGQUIT, SIGALRM,
 				      SIGVTALRM, SIGPROF,   SIGUSR1, SIGUSR2, SIGXCPU,
-				      SIGPOLL,   SIGSTKFLT, SIGPWR,  SIGCONT};
+				      SIGPOLL,   SIGSTKFLT, SIGPWR,  SIGCONT, SIGWINCH};
 	sigset_t set;
 	int fd, rc;
 

@@ -38,6 +38,7 @@ struct loop_signals {
 	struct loop_source source;
 	void (*terminate)(void *data, int signal); /* SIGTERM, SIGINT or SIGHUP */
 	void (*resumed)(void *data);               /* SIGCONT */
+	void (*resized)(void *data);               /* SIGWINCH; may be NULL */
 	void *data;
 };
 

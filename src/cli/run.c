@@ -21,6 +21,7 @@
 #include "base/loop.h"
 #include "base/symbols.h"
 #include "chip/acpi.h"
+#include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/disks.h"
 #include "cli/images.h"
@@ -35,14 +36,18 @@
  * on hardware-reduced ACPI, Linux would first try EFI and the BIOS.  The console's r is flow
  * control: Linux then holds input back while nobody reads, instead of losing it. */
 #define DEFAULT_CMDLINE "console=ttyS0,115200n8r panic=-1 reboot=a"
+#define COMMAND_CMDLINE DEFAULT_CMDLINE " quiet loglevel=3"
 
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
+#define CPUS_DEFAULT UINT64_MAX
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
 	    *symbols;
-	struct option_list disks, shares;
+	const char *root, *modules;
+	struct option_list disks, shares, writable;
+	char **command; /* what is behind --, or NULL */
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
 };
@@ -62,9 +67,15 @@ static const struct option_spec specs[] = {
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
      "options: ro, cache=auto|always|none, locks, acl, squash",
      OPTION_LIST, offsetof(struct run_options, shares)},
-    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
+    {"root", "DIR", "the command's root directory, which it cannot change (default: /)", OPTION_TEXT,
+     offsetof(struct run_options, root)},
+    {"rw", "DIR", "a directory that the command can change, at the same place; repeatable", OPTION_LIST,
+     offsetof(struct run_options, writable)},
+    {"modules", "DIR", "where the kernel's modules are: DIR/lib/modules/VERSION", OPTION_TEXT,
+     offsetof(struct run_options, modules)},
+    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
-    {"cpus", "N", "processors, 1 to 32, also more than this host has (default: 1)", OPTION_NUMBER,
+    {"cpus", "N", "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the host has)", OPTION_NUMBER,
      offsetof(struct run_options, cpus)},
     {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
      offsetof(struct run_options, cpu)},
@@ -97,6 +108,9 @@ struct run {
 	struct boot_image image;
 	struct disks disks;
 	struct shares shares;
+	struct command *command; /* NULL unless the machine is for one */
+	_Atomic int command_status; /* -1: it has not ended */
+	unsigned passed_on;         /* signals */
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -159,9 +173,15 @@ static void console_quit(void *data)
 	finish(data, STATUS_OK);
 }
 
+/* A command gets the first; a second one is for takt. */
 static void on_terminate(void *data, int signal)
 {
-	finish(data, STATUS_SIGNAL + signal);
+	struct run *r = data;
+
+	if (r->command && !r->passed_on++)
+		command_signal(r->command, signal);
+	else
+		finish(r, STATUS_SIGNAL + signal);
 }
 
 static void on_resumed(void *data)
@@ -170,6 +190,16 @@ static void on_resumed(void *data)
 
 	if (r->console)
 		console_resume(r->console);
+	if (r->command)
+		command_resumed(r->command);
+}
+
+static void on_resized(void *data)
+{
+	struct run *r = data;
+
+	if (r->command)
+		command_resized(r->command);
 }
 
 /* Each load puts the kernel elsewhere. */
@@ -216,8 +246,12 @@ static void reset(struct run *r)
 static void event_arrived(void *data)
 {
 	struct run *r = data;
-	int event = atomic_exchange(&r->event, NO_EVENT);
+	int event = atomic_exchange(&r->event, NO_EVENT), status = atomic_load(&r->command_status);
 
+	if (status >= 0) {
+		finish(r, status);
+		return;
+	}
 	if (event == NO_EVENT)
 		return;
 	sched_pause(r->machine);
@@ -232,6 +266,49 @@ static void event_arrived(void *data)
 		finish(r, STATUS_ERROR);
 		break;
 	}
+}
+
+/* --- a command ---------------------------------------------------------------------------------------- */
+
+static void command_ended(void *data, int status)
+{
+	struct run *r = data;
+
+	atomic_store(&r->command_status, status);
+	loop_wake_post(&r->event_wake);
+}
+
+static void wake_ports(void *data)
+{
+	struct run *r = data;
+
+	if (r->machine)
+		machine_ports_wake(r->machine);
+}
+
+static int make_command(struct run *r, struct error *err)
+{
+	struct command_config config = {.args = r->options.command,
+					.kernel = r->options.kernel,
+					.modules = r->options.modules,
+					.root = r->options.root,
+					.writable = &r->options.writable,
+					.ended = command_ended,
+					.wake = wake_ports,
+					.data = r};
+
+	if (!r->options.command)
+		return r->options.root || r->options.modules || r->options.writable.count
+			   ? error_set(err, EINVAL,
+				       "--root, --rw and --modules are for a command: give one behind --")
+			   : 0;
+	if (r->options.initrd)
+		return error_set(err, EINVAL, "--initrd: a command brings its own; leave one of them out");
+	r->command = command_create(&config, &r->shares, err);
+	if (!r->command)
+		return -err->code;
+	r->options.initrd = command_initrd(r->command);
+	return 0;
 }
 
 /* --- set-up
@@ -262,7 +339,7 @@ static int choose_images(struct run *r, struct error *err)
 	if (rc)
 		return rc;
 	r->options.kernel = found.kernel;
-	if (!r->options.initrd && found.initrd[0])
+	if (!r->options.initrd && !r->options.command && found.initrd[0])
 		r->options.initrd = found.initrd;
 	log_info("booting %s%s%s", r->options.kernel, r->options.initrd ? " with " : "",
 		 r->options.initrd ? r->options.initrd : "");
@@ -272,7 +349,7 @@ static int choose_images(struct run *r, struct error *err)
 static int make_cmdline(struct run *r, struct error *err)
 {
 	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", DEFAULT_CMDLINE,
+	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
 			 append ? " " : "", append ? append : "");
 
 	if ((size_t)n >= sizeof(r->cmdline))
@@ -295,6 +372,8 @@ static int make_machine(struct run *r, struct error *err)
 	    .model = &r->model,
 	    .disks = r->disks.disk,
 	    .ndisks = r->disks.count,
+	    .ports = r->command ? command_ports(r->command) : NULL,
+	    .nports = r->command ? COMMAND_PORTS : 0,
 	    .shares = r->shares.share,
 	    .nshares = r->shares.count,
 	    .loop = &r->loop,
@@ -326,7 +405,7 @@ static int make_loop(struct run *r, struct error *err)
 	int rc = loop_init(&r->loop, err);
 
 	r->signals =
-	    (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .data = r};
+	    (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .resized = on_resized, .data = r};
 	if (!rc)
 		rc = loop_signals_init(&r->loop, &r->signals, err);
 	if (!rc)
@@ -337,7 +416,7 @@ static int make_loop(struct run *r, struct error *err)
 static int make_console(struct run *r, struct error *err)
 {
 	struct console_config config = {
-	    .target = r->options.console, .input = console_typed, .quit = console_quit, .data = r};
+	    .target = r->options.console ? r->options.console : r->command ? "none" : "stdio", .input = console_typed, .quit = console_quit, .data = r};
 
 	r->console = console_open(&r->loop, &config, err);
 	return r->console ? 0 : -err->code;
@@ -392,7 +471,7 @@ static int start(struct run *r, struct error *err)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
 	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
-	    (rc = choose_images(r, err)) ||
+	    (rc = choose_images(r, err)) || (rc = make_command(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
 	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
@@ -400,6 +479,8 @@ static int start(struct run *r, struct error *err)
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
+		return rc;
+	if (r->command && (rc = command_start(r->command, err)))
 		return rc;
 	return make_monitor(r, err);
 }
@@ -412,6 +493,8 @@ static void explain(const struct run *r)
 {
 	char where[256];
 
+	if (atomic_load(&r->command_status) >= 0)
+		return; /* its status, not one of takt's */
 	vcpu_describe(machine_vcpu(r->machine, 0), where, sizeof(where));
 	switch (r->status) {
 	case STATUS_PANIC:
@@ -443,6 +526,7 @@ static void stop(struct run *r)
 
 static void release(struct run *r)
 {
+	command_destroy(r->command); /* its last words first; streams wake the machine */
 	if (r->sched)
 		sched_destroy(r->sched);
 	if (r->machine)
@@ -479,17 +563,36 @@ static int run(struct run *r)
 		explain(r);
 	}
 	release(r);
+	/* A command's own status is never taken for one of takt's. */
+	if (r->options.command && atomic_load(&r->command_status) < 0 && r->status > STATUS_OK && r->status < STATUS_SIGNAL)
+		r->status = COMMAND_FAILED;
 	return r->status;
 }
 
 static void print_help(void)
 {
-	puts("usage: takt run [OPTIONS]\n\n"
+	puts("usage: takt run [OPTIONS]\n"
+	     "       takt run [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
 	     "Boots a machine; its serial console is this terminal.\n"
-	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n");
+	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n\n"
+	     "With a COMMAND: runs it in a machine as if it ran here, in this directory, as this user, with\n"
+	     "this host's files, whose changes are gone at the end (but for --rw), and ends with its status.\n");
 	options_help(specs, ARRAY_SIZE(specs));
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
-	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N.");
+	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
+	     "COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
+}
+
+/* A command gets what this host has: all its processors and up to half of its memory, of which it costs
+ * only what it uses. */
+static void set_defaults(struct run_options *o)
+{
+	uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES), half = pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+
+	if (!o->memory)
+		o->memory = o->command ? ALIGN_DOWN(MAX(MIN(half, 4 * GiB), 512 * MiB), MiB) : 512 * MiB;
+	if (o->cpus == CPUS_DEFAULT)
+		o->cpus = o->command ? (uint64_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L), (long)CPUS_MAX) : 1;
 }
 
 int command_run(int argc, char **argv)
@@ -498,11 +601,18 @@ int command_run(int argc, char **argv)
 	struct error err;
 	int rc;
 
-	r.options = (struct run_options){
-	    .memory = 512 * MiB, .cpus = 1, .engine = "auto", .console = "stdio"};
+	r.options = (struct run_options){.engine = "auto", .cpus = CPUS_DEFAULT};
 	r.event = NO_EVENT;
+	r.command_status = -1;
 	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
+	for (int i = 1; i < argc && !r.options.command; i++)
+		if (!strcmp(argv[i], "--")) {
+			r.options.command = argv + i + 1;
+			argc = i;
+		}
 	rc = options_parse(specs, ARRAY_SIZE(specs), argc, argv, &r.options, &err);
+	if (!rc && r.options.command && !r.options.command[0])
+		rc = error_set(&err, EINVAL, "no command behind --");
 	if (rc > 0) {
 		print_help();
 		return STATUS_OK;
@@ -513,5 +623,6 @@ int command_run(int argc, char **argv)
 	}
 	if (r.options.verbose)
 		log_set_level(LOG_INFO);
+	set_defaults(&r.options);
 	return run(&r);
 }

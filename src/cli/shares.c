@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -112,6 +113,20 @@ int shares_open(struct shares *shares, const struct option_list *options, struct
 		if (rc)
 			return rc;
 	}
+	return 0;
+}
+
+int shares_add(struct shares *shares, const struct hostdir_config *config, const char *tag, struct error *err)
+{
+	struct machine_share *s = &shares->share[shares->count];
+
+	if (shares->count == SHARES_MAX)
+		return error_set(err, EINVAL, "a machine has at most %d shared directories", SHARES_MAX);
+	snprintf(s->tag, sizeof(s->tag), "%s", tag);
+	s->dir = hostdir_open(config, err);
+	if (!s->dir)
+		return -err->code;
+	shares->count++;
 	return 0;
 }
 

@@ -16,6 +16,8 @@ struct shares {
 /* Opens DIR:TAG[,ro][,cache=auto|always|none][,locks][,acl][,squash] of each.  -EINVAL, -ENOENT ...
  * shares_close() also after an error. */
 int shares_open(struct shares *shares, const struct option_list *options, struct error *err);
+/* Opens one more. */
+int shares_add(struct shares *shares, const struct hostdir_config *config, const char *tag, struct error *err);
 void shares_close(struct shares *shares);
 
 #endif

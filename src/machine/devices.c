@@ -12,6 +12,7 @@
 #include "backend/pool.h"
 #include "machine/parts.h"
 #include "virtio/blk.h"
+#include "virtio/console.h"
 #include "virtio/fs.h"
 #include "virtio/rng.h"
 
@@ -141,6 +142,26 @@ static int add_shares(struct machine *m, const struct machine_config *config, st
 	return ret;
 }
 
+static int add_ports(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	struct virtio_device *d;
+	int ret;
+
+	if (!config->nports)
+		return 0;
+	d = virtio_console_create(&m->env, config->ports, config->nports, err);
+	ret = add_device(m, d, err);
+	if (!ret)
+		m->console = d;
+	return ret;
+}
+
+void machine_ports_wake(struct machine *m)
+{
+	if (m->console)
+		virtio_wake(m->console);
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
@@ -148,6 +169,8 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 
 	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
 	ret = add_device(m, virtio_rng_create(&m->env, err), err);
+	if (!ret)
+		ret = add_ports(m, config, err);
 	if (!ret)
 		ret = add_disks(m, config, err);
 	return ret ? ret : add_shares(m, config, err);

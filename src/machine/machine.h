@@ -24,6 +24,7 @@ struct machine;
 struct state_buffer;
 struct disk;
 struct hostdir;
+struct console_port;
 struct loop;
 
 #define MACHINE_VCPUS_MAX 255
@@ -56,6 +57,9 @@ struct machine_config {
 	struct disk *const *disks;
 	unsigned ndisks;
 	/* Open; they outlive the machine, and belong to no other. */
+	/* Ports of a virtio-console, if there are some; they outlive the machine. */
+	const struct console_port *ports;
+	unsigned nports;
 	const struct machine_share *shares;
 	unsigned nshares;
 	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
@@ -110,6 +114,9 @@ void machine_post(struct machine *m, struct work *work);
 /* Bytes for the guest's serial port.  Returns how many were taken; if fewer than `len`,
  * console_room is called when there is room again. */
 size_t machine_console_input(struct machine *m, const uint8_t *buf, size_t len);
+
+/* A port has something for the guest, or room for more. */
+void machine_ports_wake(struct machine *m);
 
 /* --- for sched/ --- */
 
