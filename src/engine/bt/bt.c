@@ -116,6 +116,7 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 		return NULL;
 	}
 	machine->ram = ram;
+	machine->cache_bytes = MAX(MIN(CACHE_DEFAULT, CACHE_DEFAULT_ALL / vcpus), CACHE_DEFAULT_LEAST);
 	/* Each vcpu has a cache: together they keep to the bound, as long as that is enough for all. */
 	if (config && config->code_cache_bytes)
 		machine->cache_bytes = config->code_cache_bytes < CACHE_MIN * vcpus

@@ -263,7 +263,7 @@ struct bt_hints {
 
 #define CANDIDATES 1024u
 
-#define BLOCK_HASH (1u << 17)
+#define BLOCK_HASH (1u << 19)
 #define BINDING_HASH (1u << 12)
 
 /* Developer's switches: TAKT_BT=name,name… in the environment (docs/translator.md). */
@@ -296,6 +296,10 @@ struct bt_stats {
 #define VCPUS_MAX 64
 #define CACHE_MIN (4 * MiB)
 #define CACHE_MAX GiB
+/* Memory is used as code comes.  A compiler's run makes 100 MiB. */
+#define CACHE_DEFAULT (256 * MiB)
+#define CACHE_DEFAULT_ALL (512 * MiB) /* of all vcpus, if that leaves each CACHE_DEFAULT_LEAST */
+#define CACHE_DEFAULT_LEAST (64 * MiB)
 struct bt_segment {
 	uint8_t *hot, *hot_end, *cold, *cold_end;
 	uint32_t site, site_end, block, block_end, map, map_end;

@@ -17,7 +17,6 @@
 #include "engine/bt/interp.h"
 #include "engine/bt/perf.h"
 
-#define CACHE_DEFAULT (64 * MiB)
 #define SITES_RESERVE 1024
 #define MAPS_RESERVE 256
 #define COMMON_BYTES (256 * KiB)
@@ -109,13 +108,12 @@ static void code_reset(struct bt_cache *m)
 
 int bt_cache_init(struct bt_cache *m, struct error *err)
 {
-	uint64_t bytes = m->cache_bytes ? m->cache_bytes : CACHE_DEFAULT;
+	uint64_t bytes = m->cache_bytes;
 
 	if (bytes < CACHE_MIN || bytes > CACHE_MAX)
 		return error_set(err, EINVAL,
 				 "a code cache of %llu KiB is out of range: give 4M to 1G",
 				 (unsigned long long)(bytes / KiB));
-	m->cache_bytes = bytes;
 	m->max_sites = (uint32_t)(bytes / 40);
 	m->max_blocks = (uint32_t)(bytes / 64);
 	m->max_maps = (uint32_t)(bytes / 16);
