@@ -175,7 +175,7 @@ static int add_writable(struct command *c, struct shares *shares, struct text *t
 {
 	for (unsigned i = 0; i < c->config.writable->count; i++) {
 		struct hostdir_config config = {0};
-		char path[PATH_MAX], tag[16], entry[PATH_MAX + 16];
+		char path[PATH_MAX], tag[32], entry[PATH_MAX + 48];
 		int rc;
 
 		if (!realpath(c->config.writable->values[i], path))

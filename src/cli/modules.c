@@ -93,23 +93,6 @@ static bool use_root(struct search *s, const char *format, const char *a, const 
 	return false;
 }
 
-static bool find_root(struct search *s, const char *kernel, const char *dir, const char *version)
-{
-	char beside[PATH_MAX];
-	char *slash;
-
-	if (dir)
-		return use_root(s, "%s/lib/modules/%s", dir, version) || use_root(s, "%s%s", dir, "");
-	snprintf(beside, sizeof(beside), "%s", kernel);
-	slash = strrchr(beside, '/');
-	if (slash)
-		*slash = 0;
-	else
-		strcpy(beside, ".");
-	return use_root(s, "%s.modules/lib/modules/%s", kernel, version) ||
-	       use_root(s, "%s/lib/modules/%s", beside, version) || use_root(s, "/lib/modules/%s%s", version, "");
-}
-
 static char *read_text(const char *root, const char *name)
 {
 	char path[PATH_MAX + 32];
@@ -177,6 +160,24 @@ static bool find_file(const struct search *s, const char *name, char *path, size
 				return true;
 	}
 	return false;
+}
+
+static bool find_root(struct search *s, const char *kernel, const char *dir, const char *version)
+{
+	char beside[PATH_MAX];
+	char *slash;
+
+	if (dir)
+		return use_root(s, "%s/lib/modules/%s", dir, version) ||
+		       (use_root(s, "%s%s", dir, "") && find_file(s, "virtio_ring", beside, sizeof(beside)));
+	snprintf(beside, sizeof(beside), "%s", kernel);
+	slash = strrchr(beside, '/');
+	if (slash)
+		*slash = 0;
+	else
+		strcpy(beside, ".");
+	return use_root(s, "%s.modules/lib/modules/%s", kernel, version) ||
+	       use_root(s, "%s/lib/modules/%s", beside, version) || use_root(s, "/lib/modules/%s%s", version, "");
 }
 
 /* --- their contents --- */
@@ -323,7 +324,8 @@ int modules_find(struct module **modules, const char *kernel, const char *dir, c
 		return 0;
 	if (!find_root(&s, kernel, dir, version))
 		return dir ? error_set(err, ENOENT, "--modules %s: it has no lib/modules/%s", dir, version) : 0;
-	s.dep = read_text(s.root, "modules.dep");
+	if (!s.dep)
+		s.dep = read_text(s.root, "modules.dep");
 	for (; *names && !rc; names++)
 		rc = add(&s, *names, 0, err);
 	free(s.dep);

@@ -110,6 +110,8 @@ struct run {
 	struct shares shares;
 	struct command *command; /* NULL unless the machine is for one */
 	_Atomic int command_status; /* -1: it has not ended */
+	char tail[2048]; /* of the serial console's output; a ring */
+	size_t tail_len;
 	unsigned passed_on;         /* signals */
 	struct symbols *symbols;
 	char cmdline[4096];
@@ -130,10 +132,19 @@ struct run {
 /* --- the machine's callbacks, on its worker
  * ------------------------------------------------------- */
 
+/* What the kernel said last: printed only if the machine ends before its command. */
+static void keep_tail(struct run *r, const uint8_t *buf, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		r->tail[r->tail_len++ % sizeof(r->tail)] = (char)buf[i];
+}
+
 static void machine_tx(void *data, const uint8_t *buf, size_t len)
 {
 	struct run *r = data;
 
+	if (r->command)
+		keep_tail(r, buf, len);
 	console_write(r->console, buf, len);
 }
 
@@ -488,6 +499,16 @@ static int start(struct run *r, struct error *err)
 /* --- the end
  * -------------------------------------------------------------------------------------- */
 
+static void print_tail(const struct run *r)
+{
+	size_t n = MIN(r->tail_len, sizeof(r->tail)), at = r->tail_len - n;
+
+	while (n > 1 && r->tail_len > sizeof(r->tail) && r->tail[at % sizeof(r->tail)] != '\n')
+		at++, n--; /* not half a line */
+	for (; n; at++, n--)
+		fputc(r->tail[at % sizeof(r->tail)], stderr);
+}
+
 /* One line for every end but the ordinary one. */
 static void explain(const struct run *r)
 {
@@ -507,10 +528,18 @@ static void explain(const struct run *r)
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
 	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
+	case STATUS_OK:
+		if (r->command)
+			log_error("the machine switched itself off before the command ended");
+		break;
 	default:
 		if (r->status > STATUS_SIGNAL)
 			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL,
 				  strsignal(r->status - STATUS_SIGNAL));
+	}
+	if (r->command && r->tail_len && r->status < STATUS_SIGNAL) {
+		log_error("the last that its console showed:");
+		print_tail(r);
 	}
 }
 
@@ -564,7 +593,7 @@ static int run(struct run *r)
 	}
 	release(r);
 	/* A command's own status is never taken for one of takt's. */
-	if (r->options.command && atomic_load(&r->command_status) < 0 && r->status > STATUS_OK && r->status < STATUS_SIGNAL)
+	if (r->options.command && atomic_load(&r->command_status) < 0 && r->status < STATUS_SIGNAL)
 		r->status = COMMAND_FAILED;
 	return r->status;
 }
