@@ -7,6 +7,7 @@
 #include <Zydis/Zydis.h>
 
 #include "engine/bt/insn.h"
+#include "engine/bt/template.h"
 #include "x86/vcpu.h"
 
 static ZydisDecoder decoders[3];
@@ -466,7 +467,9 @@ static void note_encoding(struct insn *in, const ZydisDecodedInstruction *zi)
 	}
 }
 
-int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode)
+/* By Zydis. */
+static int decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode,
+		  ZydisDecodedInstruction *decoded)
 {
 	ZydisDecodedInstruction zi;
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -567,7 +570,33 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 		if (zi.mnemonic == ZYDIS_MNEMONIC_LEA)
 			in->agen = 1;
 	}
+	*decoded = zi;
 	return 0;
+}
+
+int insn_decode_anew(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode)
+{
+	ZydisDecodedInstruction zi;
+
+	return decode(in, bytes, len, mode, &zi);
+}
+
+int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode)
+{
+	uint8_t copy[INSN_MAX];
+	ZydisDecodedInstruction zi;
+	int rc;
+
+	if (mode != MODE_64)
+		return decode(in, bytes, len, mode, &zi);
+	len = MIN(len, (unsigned)INSN_MAX);
+	memcpy(copy, bytes, len); /* once: another vcpu may change them meanwhile */
+	if (template_find(in, copy, len))
+		return 0;
+	rc = decode(in, copy, len, mode, &zi);
+	if (!rc)
+		template_keep(in, &zi);
+	return rc;
 }
 
 const char *insn_name(const struct insn *in)

@@ -178,6 +178,7 @@ void bt_thread_exit(void)
 {
 	stack_t stack = {.ss_flags = SS_DISABLE};
 
+	insn_thread_exit();
 	timer_delete(sample_timer);
 	sigaltstack(&stack, NULL);
 	free(signal_stack);

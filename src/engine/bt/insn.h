@@ -97,6 +97,11 @@ struct insn {
  * none that exists (kind INSN_UNKNOWN is set and len is 1 at least).  Uses vector registers. */
 int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode);
 
+/* The same without what earlier calls on this thread have learnt. */
+int insn_decode_anew(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode);
+/* Frees what insn_decode() keeps for the calling thread. */
+void insn_thread_exit(void);
+
 /* The instruction's name, for statistics. */
 const char *insn_name(const struct insn *in);
 

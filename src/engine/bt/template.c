@@ -1,0 +1,188 @@
+/* Decoded instructions, kept by what of their bytes matters.
+ *
+ *   prefixes, REX, opcode, ModRM, SIB | displacement | immediate
+ *   `------------- the key ----------'  `--- filled in ------'
+ *
+ * Programs repeat the same few thousand forms with different constants, and Zydis takes most of the time of
+ * making a cheap block.  Invariant: what comes out equals what Zydis would say, bit for bit; forms whose
+ * meaning depends on more than the key (VEX and EVEX, three-byte opcodes, shifts by zero, ...) are left to it.
+ *
+ * One table a thread.  SDM 2A, 2.1 and appendix A.
+ */
+#include "engine/bt/template.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TEMPLATES 4096
+#define KEY_MAX 8
+
+struct template {
+	uint64_t key;
+	uint8_t key_len; /* 0: empty */
+	uint8_t disp_off, disp_size, imm_off, imm_size; /* sizes in bytes; 0: none */
+	bool imm_signed, shift; /* shift: not of a count of zero */
+	struct insn in;
+};
+
+static __thread struct template *table;
+
+/* Opcodes with a ModRM byte, bit by bit; 0x8f may be XOP, 0xc4, 0xc5 and 0x62 are VEX and EVEX. */
+static const uint32_t one_byte_modrm[8] = {
+    0x0f0f0f0f, 0x0f0f0f0f, 0x00000000, 0x00000a08, 0x00007fff, 0x00000000, 0xff0f00c3, 0xc0c00000,
+};
+/* Of the 0f map; without those whose ModRM is peculiar (0x20 to 0x27). */
+static const uint32_t two_byte_modrm[8] = {
+    0xffff200f, 0x0000ff00, 0xffffffff, 0xff7fffff, 0xffff0000, 0xfffff8f8, 0xffff00ff, 0xffffffff,
+};
+
+static bool has_bit(const uint32_t *bits, unsigned n)
+{
+	return bits[n / 32] >> n % 32 & 1;
+}
+
+static bool is_prefix(uint8_t byte)
+{
+	switch (byte) {
+	case 0x26:
+	case 0x2e:
+	case 0x36:
+	case 0x3e:
+	case 0x64:
+	case 0x65:
+	case 0x66:
+	case 0x67:
+	case 0xf0:
+	case 0xf2:
+	case 0xf3: return true;
+	default: return false;
+	}
+}
+
+/* Opcodes that are no templates: prefixes of other maps, absolute addresses, two immediates. */
+static bool is_odd(uint8_t opcode)
+{
+	return opcode == 0x62 || opcode == 0xc4 || opcode == 0xc5 || opcode == 0x8f || opcode == 0xc8 ||
+	       (opcode & 0xfc) == 0xa0;
+}
+
+static bool is_odd_two(uint8_t opcode)
+{
+	return opcode == 0x38 || opcode == 0x3a || opcode == 0x0f || (opcode & 0xf8) == 0x20;
+}
+
+/* The length of the key at `bytes`, or 0: it has none.  *shift: a shift by an immediate count. */
+static unsigned key_length(const uint8_t *bytes, unsigned len, bool *shift)
+{
+	unsigned n = 0;
+	bool modrm;
+
+	while (n < len && is_prefix(bytes[n]))
+		n++;
+	if (n < len && (bytes[n] & 0xf0) == 0x40)
+		n++;
+	if (n + 3 > len)
+		return 0;
+	*shift = (bytes[n] & 0xfe) == 0xc0;
+	if (bytes[n] == 0x0f) {
+		n++;
+		if (is_odd_two(bytes[n]))
+			return 0;
+		modrm = has_bit(two_byte_modrm, bytes[n]);
+		*shift = bytes[n] == 0xa4 || bytes[n] == 0xac;
+	} else {
+		if (is_odd(bytes[n]) || is_prefix(bytes[n]) || (bytes[n] & 0xf0) == 0x40)
+			return 0; /* (a REX prefix counts right before the opcode only) */
+		modrm = has_bit(one_byte_modrm, bytes[n]);
+	}
+	n++;
+	if (modrm) {
+		uint8_t byte;
+
+		if (n >= len)
+			return 0;
+		byte = bytes[n++];
+		if (byte >> 6 != 3 && (byte & 7) == 4)
+			n++;
+	}
+	return n <= KEY_MAX && n <= len ? n : 0;
+}
+
+static uint64_t key_of(const uint8_t *bytes, unsigned n)
+{
+	uint64_t key = 0;
+
+	memcpy(&key, bytes, n);
+	return key;
+}
+
+static struct template *place(uint64_t key, unsigned n)
+{
+	return &table[((key + n) * 0x9e3779b97f4a7c15ull) >> 52];
+}
+
+static uint64_t constant(const uint8_t *at, unsigned size, bool is_signed)
+{
+	uint64_t value = 0;
+	unsigned unused = 64 - size * 8;
+
+	memcpy(&value, at, size);
+	return is_signed ? (uint64_t)((int64_t)(value << unused) >> unused) : value;
+}
+
+bool template_find(struct insn *in, const uint8_t *bytes, unsigned len)
+{
+	const struct template *t;
+	bool shift = false;
+	unsigned n;
+
+	n = table ? key_length(bytes, len, &shift) : 0;
+	if (!n)
+		return false;
+	t = place(key_of(bytes, n), n);
+	if (t->key_len != n || t->key != key_of(bytes, n) || t->in.len > len ||
+	    (t->shift && !(bytes[t->imm_off] & 31)))
+		return false;
+	*in = t->in;
+	memset(in->bytes, 0, sizeof(in->bytes));
+	memcpy(in->bytes, bytes, MIN(len, INSN_MAX));
+	if (t->disp_size)
+		in->disp = (int64_t)constant(bytes + t->disp_off, t->disp_size, true);
+	if (t->imm_size)
+		in->imm = constant(bytes + t->imm_off, t->imm_size, t->imm_signed);
+	return true;
+}
+
+void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
+{
+	struct template t = {.in = *in};
+	bool shift = false;
+	unsigned n = key_length(in->bytes, INSN_MAX, &shift);
+
+	if (!n || n > in->len || zi->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || zi->raw.imm[1].size || zi->raw.disp.size > 32)
+		return;
+	if (!table)
+		table = calloc(TEMPLATES, sizeof(*table));
+	if (!table)
+		return;
+	t.key = key_of(in->bytes, n);
+	t.key_len = (uint8_t)n;
+	t.shift = shift;
+	t.disp_off = zi->raw.disp.offset;
+	t.disp_size = zi->raw.disp.size / 8;
+	t.imm_off = zi->raw.imm[0].offset;
+	t.imm_size = zi->raw.imm[0].size / 8;
+	t.imm_signed = zi->raw.imm[0].is_signed;
+	/* What Zydis made of the constants must be what is made of them here. */
+	if ((shift && (!t.imm_size || !(in->bytes[t.imm_off] & 31))) ||
+	    (t.disp_size && in->has_mem && constant(in->bytes + t.disp_off, t.disp_size, true) != (uint64_t)in->disp) ||
+	    (t.imm_size && constant(in->bytes + t.imm_off, t.imm_size, t.imm_signed) != in->imm))
+		return;
+	*place(t.key, n) = t;
+}
+
+void insn_thread_exit(void)
+{
+	free(table);
+	table = NULL;
+}
