@@ -186,6 +186,7 @@ run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 
 bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd
 	bench/boot $(BUILD)/takt
+	bench/commands $(BUILD)/takt
 	bench/rows $(BUILD)/takt
 
 # --- housekeeping ------------------------------------------------------------------------------
