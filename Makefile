@@ -44,7 +44,7 @@ variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),de
 BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 
 # --- flags -------------------------------------------------------------------------------------
-LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lpthread -lm
+LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
 	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread
@@ -161,7 +161,7 @@ $(GUEST)/vmlinuz: scripts/fetch-kernel
 $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 	scripts/fetch-kernel amd64 $@
 
-$(GUEST)/initrd: scripts/make-initrd guest/init $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
+$(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd $@
 
 $(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*) \

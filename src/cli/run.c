@@ -24,6 +24,7 @@
 #include "cli/commands.h"
 #include "cli/disks.h"
 #include "cli/images.h"
+#include "cli/nets.h"
 #include "cli/options.h"
 #include "machine/boot.h"
 #include "machine/machine.h"
@@ -41,7 +42,7 @@
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
 	    *symbols;
-	struct option_list disks;
+	struct option_list disks, nets;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
 };
@@ -57,6 +58,10 @@ static const struct option_spec specs[] = {
      "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
      "written is gone at the end), format=raw or qcow2, serial=TEXT",
      OPTION_LIST, offsetof(struct run_options, disks)},
+    {"net", "KIND[,OPTION]...",
+     "a network card; kinds: user (hostfwd=tcp:[ADDR]:PORT-[GUEST]:PORT,\n"
+     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS",
+     OPTION_LIST, offsetof(struct run_options, nets)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
     {"cpus", "N", "processors, 1 to 32, also more than this host has (default: 1)", OPTION_NUMBER,
@@ -91,6 +96,7 @@ struct run {
 	struct cpu_model model;
 	struct boot_image image;
 	struct disks disks;
+	struct nets nets;
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -289,6 +295,8 @@ static int make_machine(struct run *r, struct error *err)
 	    .model = &r->model,
 	    .disks = r->disks.disk,
 	    .ndisks = r->disks.count,
+	    .nets = r->nets.net,
+	    .nnets = r->nets.count,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -387,7 +395,8 @@ static int start(struct run *r, struct error *err)
 	    (rc = choose_images(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
-	    (rc = disks_open(&r->disks, &r->options.disks, err)))
+	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
+	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)))
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
@@ -439,6 +448,7 @@ static void release(struct run *r)
 	if (r->machine)
 		machine_destroy(r->machine);
 	disks_close(&r->disks);
+	nets_close(&r->nets);
 	boot_image_close(&r->image);
 	symbols_close(r->symbols);
 	loop_wake_destroy(&r->event_wake);

@@ -11,6 +11,7 @@
 #include "backend/disk.h"
 #include "machine/parts.h"
 #include "virtio/blk.h"
+#include "virtio/net.h"
 #include "virtio/rng.h"
 
 /* --- devices wake up --- */
@@ -114,6 +115,23 @@ static int add_disks(struct machine *m, const struct machine_config *config, str
 	return ret;
 }
 
+static int add_nets(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	if (config->nnets > MACHINE_NETS_MAX)
+		return error_set(err, EINVAL, "a machine has at most %d networks",
+				 MACHINE_NETS_MAX);
+	for (unsigned i = 0; i < config->nnets; i++) {
+		struct virtio_device *d = virtio_net_create(&m->env, config->nets[i], err);
+		int ret = add_device(m, d, err);
+
+		if (!ret)
+			ret = virtio_net_attach(d, config->loop, err);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
@@ -121,7 +139,9 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 
 	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
 	ret = add_device(m, virtio_rng_create(&m->env, err), err);
-	return ret ? ret : add_disks(m, config, err);
+	if (!ret)
+		ret = add_disks(m, config, err);
+	return ret ? ret : add_nets(m, config, err);
 }
 
 void machine_devices_destroy(struct machine *m)

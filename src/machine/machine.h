@@ -23,10 +23,12 @@
 struct machine;
 struct state_buffer;
 struct disk;
+struct net;
 struct loop;
 
 #define MACHINE_VCPUS_MAX 255
 #define MACHINE_DISKS_MAX 26 /* vda to vdz */
+#define MACHINE_NETS_MAX 8
 
 /* What became of a machine.  Every event stops it: no worker runs it until machine_reset() and
  * sched_resume(). */
@@ -48,8 +50,10 @@ struct machine_config {
 	/* Open, not attached; they outlive the machine.  The guest sees them in this order. */
 	struct disk *const *disks;
 	unsigned ndisks;
-	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
-	 * NULL: threads do. */
+	struct net *const *nets; /* likewise */
+	unsigned nnets;
+	/* Tells of I/O that has ended or can go on; it runs on a thread of its own and outlives the
+	 * machine.  NULL: threads do, where there is a way. */
 	struct loop *loop;
 	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
 	 * worker. */

@@ -72,8 +72,13 @@ int virtq_enable(struct virtq *q);
 /* The next chain, with iovecs in iov[0..max-1]: 1; none: 0; malformed, or longer than `max`:
  * -EINVAL. */
 int virtq_pop(struct virtq *q, struct virtq_chain *c, struct iovec *iov, unsigned max);
+/* The last `n` chains popped are available again. */
+void virtq_unpop(struct virtq *q, unsigned n);
 /* Gives the chain back, `written` bytes of which the device wrote. */
 void virtq_push(struct virtq *q, const struct virtq_chain *c, uint32_t written);
+/* The same for `n` chains that the driver is to see at the same moment. */
+void virtq_push_all(struct virtq *q, const struct virtq_chain *c, const uint32_t *written,
+		    unsigned n);
 /* Whether the driver wants an interrupt for what was pushed since the last call. */
 bool virtq_signal(struct virtq *q);
 
