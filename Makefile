@@ -164,11 +164,11 @@ $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 $(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*) \
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(wildcard guest/tests/*) \
 		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
 
-build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init $(GUEST)/vmlinuz \
+build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vmlinuz \
 		$(GUEST)/vmlinuz-generic
 	@mkdir -p $(@D)
 	scripts/make-initrd-bench $@

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #define WORD 128
+/* Without --net: the world, as a container has it, and no more of this host than the world sees. */
+#define DEFAULT_NET "user,loopback=off"
 
 enum kind { KIND_NONE, KIND_USER, KIND_TAP };
 
@@ -175,7 +177,7 @@ static int open_one(struct nets *nets, const char *option, unsigned cpus, struct
 int nets_open(struct nets *nets, const struct option_list *options, unsigned cpus,
 	      struct error *err)
 {
-	int rc = 0;
+	int rc = options->count ? 0 : open_one(nets, DEFAULT_NET, cpus, err);
 
 	for (unsigned i = 0; i < options->count && !rc; i++)
 		rc = open_one(nets, options->values[i], cpus, err);

@@ -60,7 +60,8 @@ static const struct option_spec specs[] = {
      OPTION_LIST, offsetof(struct run_options, disks)},
     {"net", "KIND[,OPTION]...",
      "a network card; kinds: user (hostfwd=tcp:[ADDR]:PORT-[GUEST]:PORT,\n"
-     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS",
+     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
+     "user,loopback=off)",
      OPTION_LIST, offsetof(struct run_options, nets)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
