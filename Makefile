@@ -161,14 +161,19 @@ $(GUEST)/vmlinuz: scripts/fetch-kernel
 $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 	scripts/fetch-kernel amd64 $@
 
-$(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
+# What runs in the images and is not Debian's.
+$(GUEST)/vsock-pipe: guest/vsock-pipe.c
+	@mkdir -p $(@D)
+	$(GUEST_CC) -static -O2 -Wall -Wextra -Wshadow -o $@ $<
+
+$(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(wildcard guest/tests/*) \
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(wildcard guest/tests/*) \
 		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
 
-build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vmlinuz \
+build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(GUEST)/vmlinuz \
 		$(GUEST)/vmlinuz-generic
 	@mkdir -p $(@D)
 	scripts/make-initrd-bench $@

@@ -189,3 +189,25 @@ void nets_close(struct nets *nets)
 	while (nets->count)
 		net_close(nets->net[--nets->count]);
 }
+
+int vsock_parse(struct vsock_option *v, const char *option, struct error *err)
+{
+	const char *rest = option;
+	char word[WORD], *end;
+
+	v->cid = 3;
+	if (!option_part(&rest, v->path, sizeof(v->path)) || !v->path[0])
+		return error_set(err, EINVAL, "--vsock %.150s: a socket's path has 1 to %zu characters",
+				 option, sizeof(v->path) - 1);
+	while (rest) {
+		if (!option_part(&rest, word, sizeof(word)) || strncmp(word, "cid=", 4))
+			return error_set(err, EINVAL, "--vsock %.200s: after the path there is only cid=N",
+					 option);
+		errno = 0;
+		v->cid = word[4] >= '0' && word[4] <= '9' ? strtoull(word + 4, &end, 10) : 0;
+		/* 0 to 2 and the last one mean others; Linux knows 32 bits. */
+		if (errno || v->cid < 3 || *end || v->cid >= UINT32_MAX)
+			return error_set(err, EINVAL, "--vsock: %.40s: give 3 to 4294967294", word);
+	}
+	return 0;
+}

@@ -1,4 +1,4 @@
-/* The networks of takt run: what --net says, open. */
+/* The networks of takt run: what --net says, open; and what --vsock says. */
 #ifndef TAKT_CLI_NETS_H
 #define TAKT_CLI_NETS_H
 
@@ -16,5 +16,13 @@ struct nets {
 int nets_open(struct nets *nets, const struct option_list *options, unsigned cpus,
 	      struct error *err);
 void nets_close(struct nets *nets);
+
+struct vsock_option {
+	char path[108]; /* as long as a socket's may be */
+	uint64_t cid;
+};
+
+/* PATH[,cid=N].  -EINVAL. */
+int vsock_parse(struct vsock_option *v, const char *option, struct error *err);
 
 #endif

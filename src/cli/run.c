@@ -41,7 +41,7 @@
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols;
+	    *symbols, *vsock;
 	struct option_list disks, nets;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
@@ -63,6 +63,9 @@ static const struct option_spec specs[] = {
      "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
      "user,loopback=off)",
      OPTION_LIST, offsetof(struct run_options, nets)},
+    {"vsock", "PATH[,cid=N]",
+     "a Unix socket by which programs reach the guest's vsock ports", OPTION_TEXT,
+     offsetof(struct run_options, vsock)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
     {"cpus", "N", "processors, 1 to 32, also more than this host has (default: 1)", OPTION_NUMBER,
@@ -98,6 +101,7 @@ struct run {
 	struct boot_image image;
 	struct disks disks;
 	struct nets nets;
+	struct vsock_option vsock;
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -298,6 +302,8 @@ static int make_machine(struct run *r, struct error *err)
 	    .ndisks = r->disks.count,
 	    .nets = r->nets.net,
 	    .nnets = r->nets.count,
+	    .vsock_path = r->options.vsock ? r->vsock.path : NULL,
+	    .vsock_cid = r->vsock.cid,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -397,7 +403,8 @@ static int start(struct run *r, struct error *err)
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
 	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
-	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)))
+	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
+	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))

@@ -10,9 +10,11 @@
 #include "backend/aio.h"
 #include "backend/disk.h"
 #include "machine/parts.h"
+#include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
+#include "virtio/vsock.h"
 
 /* --- devices wake up --- */
 
@@ -132,6 +134,18 @@ static int add_nets(struct machine *m, const struct machine_config *config, stru
 	return 0;
 }
 
+static int add_vsock(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	struct virtio_device *d;
+	int ret;
+
+	if (!config->vsock_path)
+		return 0;
+	d = virtio_vsock_create(&m->env, config->vsock_path, config->vsock_cid, err);
+	ret = add_device(m, d, err);
+	return ret ? ret : virtio_vsock_attach(d, config->loop, err);
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
@@ -141,7 +155,11 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 	ret = add_device(m, virtio_rng_create(&m->env, err), err);
 	if (!ret)
 		ret = add_disks(m, config, err);
-	return ret ? ret : add_nets(m, config, err);
+	if (!ret)
+		ret = add_nets(m, config, err);
+	if (!ret)
+		ret = add_device(m, virtio_balloon_create(&m->env, err), err);
+	return ret ? ret : add_vsock(m, config, err);
 }
 
 void machine_devices_destroy(struct machine *m)

@@ -52,6 +52,9 @@ struct machine_config {
 	unsigned ndisks;
 	struct net *const *nets; /* likewise */
 	unsigned nnets;
+	/* The Unix socket at which programs reach the guest's sockets, and its CID; NULL: none. */
+	const char *vsock_path;
+	uint64_t vsock_cid;
 	/* Tells of I/O that has ended or can go on; it runs on a thread of its own and outlives the
 	 * machine.  NULL: threads do, where there is a way. */
 	struct loop *loop;

@@ -267,6 +267,14 @@ size_t virtq_read(struct virtq_chain *c, void *buf, size_t size)
 	return done;
 }
 
+void virtq_skip(struct virtq_chain *c, size_t size)
+{
+	size_t n;
+
+	for (; size && c->nread; size -= n)
+		take(&c->read, &c->nread, &c->read_bytes, size, &n);
+}
+
 size_t virtq_write(const struct virtq *q, struct virtq_chain *c, const void *buf, size_t size)
 {
 	size_t done = 0, n;

@@ -91,6 +91,8 @@ bool virtq_rearm(struct virtq *q);
  * `size`. */
 size_t virtq_read(struct virtq_chain *c, void *buf, size_t size);
 size_t virtq_write(const struct virtq *q, struct virtq_chain *c, const void *buf, size_t size);
+/* Takes bytes, at most what virtq_read() would give, off the front. */
+void virtq_skip(struct virtq_chain *c, size_t size);
 /* Takes the last byte that can be written off the chain; NULL if there is none. */
 uint8_t *virtq_take_last(struct virtq_chain *c);
 
