@@ -23,7 +23,7 @@
 
 #define NET_PAIRS_MAX 8
 #define NET_MAC 6
-#define NET_FRAME_MIN 14     /* Ethernet's header */
+#define NET_FRAME_MIN 14      /* Ethernet's header */
 #define NET_FRAME_MAX 0x1000e /* a whole IP packet and Ethernet's header, and some room */
 
 /* Work on a packet that can be left to who receives it. */
@@ -102,8 +102,8 @@ struct net_forward {
 };
 
 struct net_slirp_config {
-	bool restricted;    /* nothing but forwarded connections */
-	bool no_loopback;   /* the gateway is not the host */
+	bool restricted;  /* nothing but forwarded connections */
+	bool no_loopback; /* the gateway is not the host */
 	const struct net_forward *forwards;
 	unsigned nforwards;
 };

@@ -463,7 +463,8 @@ static int forward(struct net_slirp *s, const struct net_forward *f, struct erro
 		return 0;
 	code = errno ? errno : EADDRINUSE;
 	inet_ntop(AF_INET, &host, text, sizeof(text));
-	return error_set(err, code, "cannot listen on %s port %u of %s (%s): choose another with hostfwd=",
+	return error_set(err, code,
+			 "cannot listen on %s port %u of %s (%s): choose another with hostfwd=",
 			 f->udp ? "udp" : "tcp", f->host_port, text, strerror(code));
 }
 

@@ -166,22 +166,26 @@ static int explain(const char *name, int code, struct error *err)
 	switch (code) {
 	case EPERM:
 	case EACCES:
-		return error_set(err, code,
-				 "--net tap=%s: not permitted: run as root, have root make the device for you "
-				 "('ip tuntap add %s mode tap user NAME'), or use --net user",
-				 name, name);
+		return error_set(
+		    err, code,
+		    "--net tap=%s: not permitted: run as root, have root make the device for you "
+		    "('ip tuntap add %s mode tap user NAME'), or use --net user",
+		    name, name);
 	case EBUSY:
-		return error_set(err, code, "--net tap=%s: another program uses it: choose another", name);
-	case EINVAL:
-		return error_set(err, code, "--net tap=%s: there is such an interface, but it is no tap device",
+		return error_set(err, code, "--net tap=%s: another program uses it: choose another",
 				 name);
+	case EINVAL:
+		return error_set(
+		    err, code, "--net tap=%s: there is such an interface, but it is no tap device",
+		    name);
 	case ENOENT:
 	case ENODEV:
 	case ENXIO:
-		return error_set(err, code,
-				 "--net tap=%s: this host has no /dev/net/tun: load the module tun, or use "
-				 "--net user",
-				 name);
+		return error_set(
+		    err, code,
+		    "--net tap=%s: this host has no /dev/net/tun: load the module tun, or use "
+		    "--net user",
+		    name);
 	default: return error_set(err, code, "--net tap=%s: %s", name, strerror(code));
 	}
 }

@@ -64,24 +64,29 @@ int unix_listen(const char *path, const char *option, struct error *err)
 	int ret = make_address(&a, path), fd = -1;
 
 	if (ret)
-		return error_set(err, ENAMETOOLONG, "%s %.150s: a socket's path has 1 to %zu characters",
-				 option, path, sizeof(a.sun_path) - 1);
+		return error_set(err, ENAMETOOLONG,
+				 "%s %.150s: a socket's path has 1 to %zu characters", option, path,
+				 sizeof(a.sun_path) - 1);
 	ret = remove_stale(path);
 	if (!ret)
 		fd = ret = make_socket();
 	if (fd >= 0) {
-		ret = bind(fd, (struct sockaddr *)&a, sizeof(a)) || listen(fd, BACKLOG) ? -errno : 0;
+		ret =
+		    bind(fd, (struct sockaddr *)&a, sizeof(a)) || listen(fd, BACKLOG) ? -errno : 0;
 		if (ret)
 			close(fd);
 	}
 	if (!ret)
 		return fd;
 	if (ret == -EADDRINUSE)
-		return error_set(err, -ret, "%s %s: another program listens there: choose another path",
+		return error_set(err, -ret,
+				 "%s %s: another program listens there: choose another path",
 				 option, path);
 	if (ret == -EEXIST)
-		return error_set(err, -ret, "%s %s: there is a file of that name that is no socket: choose "
-				 "another path", option, path);
+		return error_set(err, -ret,
+				 "%s %s: there is a file of that name that is no socket: choose "
+				 "another path",
+				 option, path);
 	return error_set(err, -ret, "%s %s: cannot listen there: %s", option, path, strerror(-ret));
 }
 

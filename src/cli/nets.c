@@ -105,8 +105,8 @@ static int take_word(struct parsed *p, const char *option, const char *word, str
 				   &p->user.no_loopback, err);
 	if (p->kind == KIND_USER && !strncmp(word, "hostfwd=", 8)) {
 		if (p->nforwards == NET_FORWARDS_MAX)
-			return error_set(err, EINVAL, "--net: more than %d times hostfwd=",
-					 NET_FORWARDS_MAX);
+			return error_set(err, EINVAL,
+					 "--net: more than %d times hostfwd=", NET_FORWARDS_MAX);
 		if (parse_forward(word + 8, &p->forwards[p->nforwards++]))
 			return error_set(err, EINVAL,
 					 "--net %.150s: '%.60s': give "
@@ -129,7 +129,8 @@ static int take_kind(struct parsed *p, const char *option, const char *word, str
 		p->kind = KIND_TAP;
 		snprintf(p->tap, sizeof(p->tap), "%s", word + 4);
 	} else {
-		return error_set(err, EINVAL, "--net %.200s: choose user, tap=NAME or none", option);
+		return error_set(err, EINVAL, "--net %.200s: choose user, tap=NAME or none",
+				 option);
 	}
 	return 0;
 }
@@ -197,11 +198,13 @@ int vsock_parse(struct vsock_option *v, const char *option, struct error *err)
 
 	v->cid = 3;
 	if (!option_part(&rest, v->path, sizeof(v->path)) || !v->path[0])
-		return error_set(err, EINVAL, "--vsock %.150s: a socket's path has 1 to %zu characters",
-				 option, sizeof(v->path) - 1);
+		return error_set(err, EINVAL,
+				 "--vsock %.150s: a socket's path has 1 to %zu characters", option,
+				 sizeof(v->path) - 1);
 	while (rest) {
 		if (!option_part(&rest, word, sizeof(word)) || strncmp(word, "cid=", 4))
-			return error_set(err, EINVAL, "--vsock %.200s: after the path there is only cid=N",
+			return error_set(err, EINVAL,
+					 "--vsock %.200s: after the path there is only cid=N",
 					 option);
 		errno = 0;
 		v->cid = word[4] >= '0' && word[4] <= '9' ? strtoull(word + 4, &end, 10) : 0;

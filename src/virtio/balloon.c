@@ -42,8 +42,8 @@ static void take_listed(struct virtio_device *d, struct virtq_chain *c)
 	uint32_t page;
 
 	while (left-- && virtq_read(c, &page, sizeof(page)) == sizeof(page)) {
-		void *host = ram_host(d->env->ram, (gpa_t)page << GUEST_PAGE_SHIFT,
-				      GUEST_PAGE_SIZE);
+		void *host =
+		    ram_host(d->env->ram, (gpa_t)page << GUEST_PAGE_SHIFT, GUEST_PAGE_SIZE);
 
 		if (host)
 			ram_discard(d->env->ram, host, GUEST_PAGE_SIZE);

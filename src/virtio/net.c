@@ -311,7 +311,7 @@ static enum control_ack control(struct virtio_net *v, struct virtq_chain *c)
 	switch (command[0]) {
 	case CONTROL_RX:
 		return virtio_has(&v->device, F_CTRL_RX) && command[1] <= RX_ALLMULTI ? ACK_OK
-										       : ACK_ERR;
+										      : ACK_ERR;
 	case CONTROL_MAC:
 		if (command[1] == MAC_TABLE_SET)
 			return virtio_has(&v->device, F_CTRL_RX) ? ACK_OK : ACK_ERR;
@@ -403,10 +403,11 @@ static int net_loaded(void *object, struct error *err)
 	if (!v->pairs || v->pairs > v->net->pairs || max_pairs != v->config.max_pairs ||
 	    mtu != v->config.mtu) {
 		v->pairs = 1;
-		return error_set(err, EINVAL,
-				 "the saved machine's network has %u queues and an MTU of %u, not %u "
-				 "and %u: give it the same networks",
-				 max_pairs, mtu, v->config.max_pairs, v->config.mtu);
+		return error_set(
+		    err, EINVAL,
+		    "the saved machine's network has %u queues and an MTU of %u, not %u "
+		    "and %u: give it the same networks",
+		    max_pairs, mtu, v->config.max_pairs, v->config.mtu);
 	}
 	configure(v);
 	return 0;

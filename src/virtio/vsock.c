@@ -78,9 +78,9 @@ enum connection_state {
 };
 
 struct connection {
-	struct connection *next, **link;           /* of all */
-	struct connection *in_bucket;              /* the next in the table */
-	struct connection *ready_next;             /* valid while `ready` */
+	struct connection *next, **link; /* of all */
+	struct connection *in_bucket;    /* the next in the table */
+	struct connection *ready_next;   /* valid while `ready` */
 	enum connection_state state;
 	int fd;
 	uint32_t guest_port, host_port;
@@ -632,7 +632,8 @@ static void tell_lost(struct virtio_vsock *s)
 		if (!virtio_queue(d, QUEUE_EVENT) || !virtq_rearm(q))
 			return;
 	s->lost = false;
-	virtio_push(d, QUEUE_EVENT, &chain, (uint32_t)virtq_write(q, &chain, &event, sizeof(event)));
+	virtio_push(d, QUEUE_EVENT, &chain,
+		    (uint32_t)virtq_write(q, &chain, &event, sizeof(event)));
 }
 
 /* --- events --- */
@@ -730,7 +731,8 @@ static int vsock_loaded(void *object, struct error *err)
 	s->lost = true;
 	if (saved == s->cid)
 		return 0;
-	return error_set(err, EINVAL, "the saved machine's vsock has CID %llu, not %llu: give it the same",
+	return error_set(err, EINVAL,
+			 "the saved machine's vsock has CID %llu, not %llu: give it the same",
 			 (unsigned long long)saved, (unsigned long long)s->cid);
 }
 

@@ -240,7 +240,8 @@ static void headers_are_checked(void **state)
 	    {{.gso_type = 1, .gso_size = 100}, 100},
 	    {{.flags = 1, .csum_start = 34, .csum_offset = 16, .gso_type = 4, .gso_size = 9}, 100},
 	    {{.flags = 1, .csum_start = 34, .csum_offset = 16, .gso_type = 3, .gso_size = 9}, 100},
-	    {{.flags = 1, .csum_start = 34, .csum_offset = 16, .gso_type = 0x81, .gso_size = 9}, 100},
+	    {{.flags = 1, .csum_start = 34, .csum_offset = 16, .gso_type = 0x81, .gso_size = 9},
+	     100},
 	    {{.gso_type = 0x80}, 100},
 	    {{.flags = 1,
 	      .csum_start = 34,
@@ -325,7 +326,7 @@ static void packets_wait_for_buffers(void **state)
 
 	vg_drive(&w->g, F_MRG | VIRTIO_F_EVENT_IDX, 2);
 	wait_for_guest(w, 1500, 3);
-	assert_int_equal(w->fake.waiting, 2); /* one is held, nothing more is asked for */
+	assert_int_equal(w->fake.waiting, 2);          /* one is held, nothing more is asked for */
 	vg_give(&w->g, 0, 0, VG_DATA, 1000, VG_WRITE); /* too little */
 	assert_int_equal(vg_answer(&w->g, 0, &head), -1);
 	memcpy(&event, vg_host(&w->g, vg_rings(0) + 0x2000 + 4 + 8 * VG_SIZE, 2), 2);
@@ -428,7 +429,8 @@ static void hostile_drivers_do_no_harm(void **state)
 
 	srandom(11);
 	for (int round = 0; round < 300; round++) {
-		uint64_t f = (random() & 1 ? F_MRG : 0) | (random() & 1 ? F_CSUM | F_HOST_TSO4 : 0) |
+		uint64_t f = (random() & 1 ? F_MRG : 0) |
+			     (random() & 1 ? F_CSUM | F_HOST_TSO4 : 0) |
 			     (random() & 1 ? VIRTIO_F_EVENT_IDX : 0) | F_CTRL | F_RX | F_MQ |
 			     VIRTIO_F_INDIRECT_DESC;
 
@@ -510,8 +512,9 @@ static void count_wake(void *data)
 static void the_gateway_answers(void **state)
 {
 	static const uint8_t request[42] = {
-	    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 6, /* Ethernet: ARP */
-	    0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2};
+	    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0,  9, 8, 6, /* Ethernet: ARP */
+	    0,    1,    8,    0,    6,    4,    0, 1, 2, 0, 0,  0, 0, 9,
+	    10,   0,    2,    15,   0,    0,    0, 0, 0, 0, 10, 0, 2, 2};
 	struct net_slirp_config config = {0};
 	struct packet_header h = {0};
 	struct iovec iov[2] = {{&h, sizeof(h)}, {(void *)(uintptr_t)request, sizeof(request)}};

@@ -405,8 +405,9 @@ static void credit_bounds_what_the_guest_sends(void **state)
 static void programs_that_say_nonsense_are_cut_off(void **state)
 {
 	struct side *s = *state;
-	static const char *const bad[] = {"CONNECT\n", "HELLO 1\n", "CONNECT x\n", "CONNECT 1 2\n",
-					  "\n", "CONNECT 1111111111111111111111111111"};
+	static const char *const bad[] = {"CONNECT\n",   "HELLO 1\n",
+					  "CONNECT x\n", "CONNECT 1 2\n",
+					  "\n",          "CONNECT 1111111111111111111111111111"};
 	char c;
 
 	drive(s);
@@ -501,7 +502,8 @@ static void hostile_drivers_do_no_harm(void **state)
 			struct packet p = {.from_cid = random() % 16 ? CID : (uint64_t)random(),
 					   .to_cid = random() % 16 ? 2 : (uint64_t)random(),
 					   .from = (uint32_t)random() % 4,
-					   .to = random() % 4 ? 3 : (1u << 30) + (uint32_t)random() % 8,
+					   .to = random() % 4 ? 3
+							      : (1u << 30) + (uint32_t)random() % 8,
 					   .length = random() % 4 ? (uint32_t)random() % 3000
 								  : (uint32_t)random() * 2,
 					   .type = (uint16_t)(random() % 16 ? 1 : random()),
@@ -521,7 +523,8 @@ static void hostile_drivers_do_no_harm(void **state)
 
 				if (fd >= 0) {
 					fds[nfds++] = fd;
-					assert_int_equal(send(fd, "CONNECT 3\nmore", 14, MSG_NOSIGNAL), 14);
+					assert_int_equal(
+					    send(fd, "CONNECT 3\nmore", 14, MSG_NOSIGNAL), 14);
 				}
 			}
 			if (random() % 4 == 0 && nfds < ARRAY_SIZE(fds)) {
@@ -529,7 +532,8 @@ static void hostile_drivers_do_no_harm(void **state)
 
 				if (fd >= 0) {
 					fds[nfds++] = fd;
-					assert_true(send(fd, path, sizeof(path), MSG_NOSIGNAL) <= 80);
+					assert_true(send(fd, path, sizeof(path), MSG_NOSIGNAL) <=
+						    80);
 				}
 			}
 			if (nfds && random() % 6 == 0)
