@@ -31,8 +31,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-/* Two segments make the 64 KiB window that TCP has without scaling, which libslirp does not know: the
- * guest acknowledges every second one at once, a single one only when it has nothing else to do. */
+/* Two segments make the 64 KiB window that TCP has without scaling, which libslirp does not know:
+ * the guest acknowledges every second one at once, a single one only when it has nothing else to do. */
 #define MTU 32768u
 #define OUT_SIZE (4u << 20)
 #define IN_SIZE (4u << 20)

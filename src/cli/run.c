@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -38,10 +39,11 @@
 
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
+#define DEBUG_EXIT_PORT 0xf4 /* as in QEMU's customs */
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols, *vsock;
+	    *symbols, *vsock, *debug_exit;
 	struct option_list disks, nets;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
@@ -63,9 +65,8 @@ static const struct option_spec specs[] = {
      "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
      "user,loopback=off)",
      OPTION_LIST, offsetof(struct run_options, nets)},
-    {"vsock", "PATH[,cid=N]",
-     "a Unix socket by which programs reach the guest's vsock ports", OPTION_TEXT,
-     offsetof(struct run_options, vsock)},
+    {"vsock", "PATH[,cid=N]", "a Unix socket by which programs reach the guest's vsock ports",
+     OPTION_TEXT, offsetof(struct run_options, vsock)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
     {"cpus", "N", "processors, 1 to 32, also more than this host has (default: 1)", OPTION_NUMBER,
@@ -80,6 +81,10 @@ static const struct option_spec specs[] = {
      OPTION_TEXT, offsetof(struct run_options, console)},
     {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
      offsetof(struct run_options, no_reboot)},
+    {"debug-exit", "[=PORT]",
+     "the guest's write of N to that port (default: 0xf4) ends takt with\n"
+     "status 2 * N + 1",
+     OPTION_CHOICE, offsetof(struct run_options, debug_exit)},
     {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
      offsetof(struct run_options, stats)},
     {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
@@ -102,6 +107,7 @@ struct run {
 	struct disks disks;
 	struct nets nets;
 	struct vsock_option vsock;
+	uint16_t debug_exit_port; /* 0: none */
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -115,6 +121,7 @@ struct run {
 	ns_t started;
 	_Atomic unsigned resets;
 	int status;
+	bool by_guest;        /* the status is the guest's own */
 	struct error failure; /* takt's own, while the machine ran */
 };
 
@@ -232,6 +239,10 @@ static void event_arrived(void *data)
 	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
 	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
 	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
+	case MACHINE_DEBUG_EXIT:
+		r->by_guest = true;
+		finish(r, (int)(machine_debug_exit_value(r->machine) << 1 | 1) & 0xff);
+		break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
 		finish(r, STATUS_ERROR);
@@ -254,6 +265,22 @@ static int choose_engine(struct run *r, struct error *err)
 		return error_set(err, EINVAL, "--engine %s: choose auto, bt or kvm", name);
 	r->engine = &engine_bt;
 	return r->engine->probe(err);
+}
+
+static int choose_debug_exit(struct run *r, struct error *err)
+{
+	const char *text = r->options.debug_exit;
+	unsigned long port;
+	char *end;
+
+	if (!text)
+		return 0;
+	port = *text ? strtoul(text, &end, 0) : DEBUG_EXIT_PORT;
+	if (!port || port > UINT16_MAX || (*text && *end))
+		return error_set(err, EINVAL, "--debug-exit=%.40s: not a port: give one like 0xf4",
+				 text);
+	r->debug_exit_port = (uint16_t)port;
+	return 0;
 }
 
 static int choose_images(struct run *r, struct error *err)
@@ -304,6 +331,7 @@ static int make_machine(struct run *r, struct error *err)
 	    .nnets = r->nets.count,
 	    .vsock_path = r->options.vsock ? r->vsock.path : NULL,
 	    .vsock_cid = r->vsock.cid,
+	    .debug_exit_port = r->debug_exit_port,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -398,8 +426,8 @@ static int start(struct run *r, struct error *err)
 	if (!r->options.cpus || r->options.cpus > CPUS_MAX)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
-	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
-	    (rc = choose_images(r, err)) ||
+	if ((rc = choose_debug_exit(r, err)) || (rc = choose_engine(r, err)) ||
+	    (rc = make_cmdline(r, err)) || (rc = choose_images(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
 	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
@@ -420,6 +448,8 @@ static void explain(const struct run *r)
 {
 	char where[256];
 
+	if (r->by_guest)
+		return;
 	vcpu_describe(machine_vcpu(r->machine, 0), where, sizeof(where));
 	switch (r->status) {
 	case STATUS_PANIC:

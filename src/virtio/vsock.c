@@ -7,12 +7,12 @@
  *   queues: 0 rx, 1 tx, 2 events      packet: header (44 bytes), data
  *
  * A connection is in `table` by its two ports as soon as it has them, and in `ready` while it may
- * have something for the guest: control packets (bits in `due`), or data to be read from its socket.
+ * have something for the guest: control packets (bits in `due`), or data to be read.
  * Sockets are read when the guest has a buffer and the connection has credit, and not before: what
  * waits does so in the host's socket.  What the guest sends goes to the socket at once, or, if that
  * is full, to a buffer of CREDIT bytes: more than that the guest may not send.
  *
- * All of it runs on the machine's thread.  Sockets are in an epoll of the device's own, edge-triggered;
+ * All of it runs on the machine's thread.  Sockets are in an epoll of the device's own, on edges;
  * the loop watches that epoll, once after each time that it was found empty.
  *
  * Connections do not survive saving and loading: the loaded guest is told so by an event. */
@@ -243,8 +243,8 @@ static uint32_t credit(const struct connection *c)
 	return under_way < c->peer_credit ? c->peer_credit - under_way : 0;
 }
 
-/* "CONNECT port\n", a byte at a time, so that what follows stays in the socket.  False: it is no good
- * and the connection is gone. */
+/* "CONNECT port\n"; what follows stays in the socket.  False: it is no good and the connection is
+ * gone. */
 static bool read_line(struct virtio_vsock *s, struct connection *c)
 {
 	char line[LINE_MAX_BYTES + 1];
