@@ -44,7 +44,7 @@ variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),de
 BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 
 # --- flags -------------------------------------------------------------------------------------
-LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lpthread -lm
+LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
 	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread
@@ -169,14 +169,19 @@ $(GUEST)/vmlinuz: scripts/fetch-kernel
 $(GUEST)/vmlinuz-generic: scripts/fetch-kernel
 	scripts/fetch-kernel amd64 $@
 
-$(GUEST)/initrd: scripts/make-initrd guest/init $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
+# What runs in the images and is not Debian's.
+$(GUEST)/vsock-pipe: guest/vsock-pipe.c
+	@mkdir -p $(@D)
+	$(GUEST_CC) -static -O2 -Wall -Wextra -Wshadow -o $@ $<
+
+$(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd $@
 
-$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init $(wildcard guest/tests/*) \
+$(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(wildcard guest/tests/*) \
 		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
 
-build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init $(GUEST)/vmlinuz \
+build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(GUEST)/vmlinuz \
 		$(GUEST)/vmlinuz-generic
 	@mkdir -p $(@D)
 	scripts/make-initrd-bench $@

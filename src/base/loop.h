@@ -1,8 +1,8 @@
 /* A small epoll event loop for a process's main thread: descriptors, signals, wake-ups.
  *
  * Sources are structs of their owner, which outlive their registration.  Everything but
- * loop_wake_post() is called on the loop's thread (or before it runs).  A source may remove itself
- * or any other while it is being served.
+ * loop_wake_post() and loop_change() is called on the loop's thread (or before it runs).  A source
+ * may remove itself or any other while it is being served.
  */
 #ifndef TAKT_BASE_LOOP_H
 #define TAKT_BASE_LOOP_H
@@ -48,6 +48,8 @@ void loop_destroy(struct loop *loop);
 /* Level-triggered.  -EPERM: a regular file or the like, which is always ready. */
 int loop_add(struct loop *loop, struct loop_source *source, int fd, uint32_t events,
 	     void (*ready)(struct loop_source *, uint32_t), struct error *err);
+/* Any thread, while the source is registered: with EPOLLONESHOT, who has served it asks for
+ * more. */
 void loop_change(struct loop_source *source, uint32_t events);
 void loop_remove(struct loop_source *source);
 

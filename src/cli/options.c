@@ -128,6 +128,7 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 			    "--%s %s: not a size: give a number with K, M or G, like 512M",
 			    spec->name, value);
 		break;
+	case OPTION_CHOICE: *(const char **)member = value ? value : ""; break;
 	case OPTION_NUMBER:
 		rc = parse_number(value, member, &end);
 		if (rc || *end)
@@ -159,7 +160,9 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 			return unknown(specs, n, arg, len, err);
 		if (spec->type == OPTION_FLAG && equals)
 			return error_set(err, EINVAL, "--%s takes no value", spec->name);
-		if (spec->type != OPTION_FLAG) {
+		if (spec->type == OPTION_CHOICE)
+			value = equals ? equals + 1 : NULL;
+		else if (spec->type != OPTION_FLAG) {
 			value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
 			if (!value)
 				return error_set(err, EINVAL, "--%s needs a value: --%s %s",
@@ -178,8 +181,10 @@ void options_help(const struct option_spec *specs, size_t n)
 		const char *line = specs[i].help;
 		char left[64];
 
-		snprintf(left, sizeof(left), "--%s%s%s", specs[i].name, specs[i].metavar ? " " : "",
-			 specs[i].metavar ? specs[i].metavar : "");
+		const char *between = specs[i].type == OPTION_CHOICE ? "" : " ";
+
+		snprintf(left, sizeof(left), "--%s%s%s", specs[i].name,
+			 specs[i].metavar ? between : "", specs[i].metavar ? specs[i].metavar : "");
 		while (line) {
 			const char *end = strchr(line, '\n');
 

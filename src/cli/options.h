@@ -11,6 +11,7 @@ enum option_type {
 	OPTION_LIST,   /* struct option_list: may be given more than once */
 	OPTION_SIZE,   /* uint64_t bytes: a number with K, M, G or T */
 	OPTION_NUMBER, /* uint64_t */
+	OPTION_CHOICE, /* const char *: "" for "--name", VALUE for "--name=VALUE" */
 };
 
 #define OPTION_LIST_MAX 32

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -25,6 +26,7 @@
 #include "cli/commands.h"
 #include "cli/disks.h"
 #include "cli/images.h"
+#include "cli/nets.h"
 #include "cli/options.h"
 #include "cli/shares.h"
 #include "machine/boot.h"
@@ -41,12 +43,13 @@
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
 #define CPUS_DEFAULT UINT64_MAX
+#define DEBUG_EXIT_PORT 0xf4 /* as in QEMU's customs */
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols;
+	    *symbols, *vsock, *debug_exit;
 	const char *root, *modules;
-	struct option_list disks, shares, writable;
+	struct option_list disks, shares, nets, writable;
 	char **command; /* what is behind --, or NULL */
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
@@ -73,6 +76,13 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, writable)},
     {"modules", "DIR", "where the kernel's modules are: DIR/lib/modules/VERSION", OPTION_TEXT,
      offsetof(struct run_options, modules)},
+    {"net", "KIND[,OPTION]...",
+     "a network card; kinds: user (hostfwd=tcp:[ADDR]:PORT-[GUEST]:PORT,\n"
+     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
+     "user,loopback=off)",
+     OPTION_LIST, offsetof(struct run_options, nets)},
+    {"vsock", "PATH[,cid=N]", "a Unix socket by which programs reach the guest's vsock ports",
+     OPTION_TEXT, offsetof(struct run_options, vsock)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)", OPTION_SIZE,
      offsetof(struct run_options, memory)},
     {"cpus", "N", "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the host has)", OPTION_NUMBER,
@@ -87,6 +97,10 @@ static const struct option_spec specs[] = {
      OPTION_TEXT, offsetof(struct run_options, console)},
     {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
      offsetof(struct run_options, no_reboot)},
+    {"debug-exit", "[=PORT]",
+     "the guest's write of N to that port (default: 0xf4) ends takt with\n"
+     "status 2 * N + 1",
+     OPTION_CHOICE, offsetof(struct run_options, debug_exit)},
     {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
      offsetof(struct run_options, stats)},
     {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
@@ -113,6 +127,9 @@ struct run {
 	char tail[2048]; /* of the serial console's output; a ring */
 	size_t tail_len;
 	unsigned passed_on;         /* signals */
+	struct nets nets;
+	struct vsock_option vsock;
+	uint16_t debug_exit_port; /* 0: none */
 	struct symbols *symbols;
 	char cmdline[4096];
 	struct loop loop;
@@ -126,6 +143,7 @@ struct run {
 	ns_t started;
 	_Atomic unsigned resets;
 	int status;
+	bool by_guest;        /* the status is the guest's own */
 	struct error failure; /* takt's own, while the machine ran */
 };
 
@@ -272,6 +290,10 @@ static void event_arrived(void *data)
 	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
 	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
 	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
+	case MACHINE_DEBUG_EXIT:
+		r->by_guest = true;
+		finish(r, (int)(machine_debug_exit_value(r->machine) << 1 | 1) & 0xff);
+		break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
 		finish(r, STATUS_ERROR);
@@ -339,6 +361,22 @@ static int choose_engine(struct run *r, struct error *err)
 	return r->engine->probe(err);
 }
 
+static int choose_debug_exit(struct run *r, struct error *err)
+{
+	const char *text = r->options.debug_exit;
+	unsigned long port;
+	char *end;
+
+	if (!text)
+		return 0;
+	port = *text ? strtoul(text, &end, 0) : DEBUG_EXIT_PORT;
+	if (!port || port > UINT16_MAX || (*text && *end))
+		return error_set(err, EINVAL, "--debug-exit=%.40s: not a port: give one like 0xf4",
+				 text);
+	r->debug_exit_port = (uint16_t)port;
+	return 0;
+}
+
 static int choose_images(struct run *r, struct error *err)
 {
 	static struct default_images found;
@@ -387,6 +425,11 @@ static int make_machine(struct run *r, struct error *err)
 	    .nports = r->command ? COMMAND_PORTS : 0,
 	    .shares = r->shares.share,
 	    .nshares = r->shares.count,
+	    .nets = r->nets.net,
+	    .nnets = r->nets.count,
+	    .vsock_path = r->options.vsock ? r->vsock.path : NULL,
+	    .vsock_cid = r->vsock.cid,
+	    .debug_exit_port = r->debug_exit_port,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -481,12 +524,14 @@ static int start(struct run *r, struct error *err)
 	if (!r->options.cpus || r->options.cpus > CPUS_MAX)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
-	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
-	    (rc = choose_images(r, err)) || (rc = make_command(r, err)) ||
+	if ((rc = choose_debug_exit(r, err)) || (rc = choose_engine(r, err)) ||
+	    (rc = make_cmdline(r, err)) || (rc = choose_images(r, err)) || (rc = make_command(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
 	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
-	    (rc = shares_open(&r->shares, &r->options.shares, err)))
+	    (rc = shares_open(&r->shares, &r->options.shares, err)) ||
+	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
+	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
@@ -514,7 +559,7 @@ static void explain(const struct run *r)
 {
 	char where[256];
 
-	if (atomic_load(&r->command_status) >= 0)
+	if (r->by_guest || atomic_load(&r->command_status) >= 0)
 		return; /* its status, not one of takt's */
 	vcpu_describe(machine_vcpu(r->machine, 0), where, sizeof(where));
 	switch (r->status) {
@@ -562,6 +607,7 @@ static void release(struct run *r)
 		machine_destroy(r->machine);
 	disks_close(&r->disks);
 	shares_close(&r->shares);
+	nets_close(&r->nets);
 	boot_image_close(&r->image);
 	symbols_close(r->symbols);
 	loop_wake_destroy(&r->event_wake);

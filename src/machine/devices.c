@@ -11,10 +11,13 @@
 #include "backend/disk.h"
 #include "backend/pool.h"
 #include "machine/parts.h"
+#include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
 #include "virtio/fs.h"
+#include "virtio/net.h"
 #include "virtio/rng.h"
+#include "virtio/vsock.h"
 
 /* That wait for the host's file systems; more would only wait together. */
 #define POOL_THREADS 8
@@ -142,6 +145,23 @@ static int add_shares(struct machine *m, const struct machine_config *config, st
 	return ret;
 }
 
+static int add_nets(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	if (config->nnets > MACHINE_NETS_MAX)
+		return error_set(err, EINVAL, "a machine has at most %d networks",
+				 MACHINE_NETS_MAX);
+	for (unsigned i = 0; i < config->nnets; i++) {
+		struct virtio_device *d = virtio_net_create(&m->env, config->nets[i], err);
+		int ret = add_device(m, d, err);
+
+		if (!ret)
+			ret = virtio_net_attach(d, config->loop, err);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
 static int add_ports(struct machine *m, const struct machine_config *config, struct error *err)
 {
 	struct virtio_device *d;
@@ -162,6 +182,18 @@ void machine_ports_wake(struct machine *m)
 		virtio_wake(m->console);
 }
 
+static int add_vsock(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	struct virtio_device *d;
+	int ret;
+
+	if (!config->vsock_path)
+		return 0;
+	d = virtio_vsock_create(&m->env, config->vsock_path, config->vsock_cid, err);
+	ret = add_device(m, d, err);
+	return ret ? ret : virtio_vsock_attach(d, config->loop, err);
+}
+
 int machine_devices_create(struct machine *m, const struct machine_config *config,
 			   struct error *err)
 {
@@ -173,7 +205,13 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 		ret = add_ports(m, config, err);
 	if (!ret)
 		ret = add_disks(m, config, err);
-	return ret ? ret : add_shares(m, config, err);
+	if (!ret)
+		ret = add_nets(m, config, err);
+	if (!ret)
+		ret = add_shares(m, config, err);
+	if (!ret)
+		ret = add_device(m, virtio_balloon_create(&m->env, err), err);
+	return ret ? ret : add_vsock(m, config, err);
 }
 
 void machine_devices_destroy(struct machine *m)

@@ -398,6 +398,8 @@ static int build(struct machine *m, const struct machine_config *config, struct 
 	}
 	wire_chips(m);
 	ret = machine_map_chips(m, err);
+	if (!ret && config->debug_exit_port)
+		ret = machine_map_debug_exit(m, config->debug_exit_port, err);
 	return ret ? ret : machine_devices_create(m, config, err);
 }
 
@@ -667,6 +669,11 @@ struct engine_machine *machine_engine(struct machine *m)
 const char *machine_panic_text(const struct machine *m)
 {
 	return m->watch.panic;
+}
+
+uint32_t machine_debug_exit_value(const struct machine *m)
+{
+	return m->debug_exit_value;
 }
 
 const struct error *machine_error(const struct machine *m)

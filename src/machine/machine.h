@@ -25,10 +25,12 @@ struct state_buffer;
 struct disk;
 struct hostdir;
 struct console_port;
+struct net;
 struct loop;
 
 #define MACHINE_VCPUS_MAX 255
 #define MACHINE_DISKS_MAX 26 /* vda to vdz */
+#define MACHINE_NETS_MAX 8
 
 /* A directory of the host's, by the name that the guest mounts it by. */
 struct machine_share {
@@ -44,6 +46,7 @@ enum machine_event {
 	MACHINE_PANIC,        /* a Linux guest panicked; machine_panic_text() says why */
 	MACHINE_TRIPLE_FAULT, /* the vcpu shut down; vcpu_describe() of the vcpu says where */
 	MACHINE_DEAD,         /* all vcpus halted with interrupts off: nothing can wake them */
+	MACHINE_DEBUG_EXIT,   /* the guest wrote to that port; machine_debug_exit_value() says what */
 	MACHINE_ERROR,        /* takt's fault: machine_error() says what happened */
 };
 
@@ -57,13 +60,20 @@ struct machine_config {
 	struct disk *const *disks;
 	unsigned ndisks;
 	/* Open; they outlive the machine, and belong to no other. */
+	const struct machine_share *shares;
+	unsigned nshares;
 	/* Ports of a virtio-console, if there are some; they outlive the machine. */
 	const struct console_port *ports;
 	unsigned nports;
-	const struct machine_share *shares;
-	unsigned nshares;
-	/* Tells of I/O that has ended; it runs on a thread of its own and outlives the machine.
-	 * NULL: threads do. */
+	struct net *const *nets; /* likewise */
+	unsigned nnets;
+	/* The Unix socket at which programs reach the guest's sockets, and its CID; NULL: none. */
+	const char *vsock_path;
+	uint64_t vsock_cid;
+	/* A write to this port ends the machine; 0: there is none. */
+	uint16_t debug_exit_port;
+	/* Tells of I/O that has ended or can go on; it runs on a thread of its own and outlives the
+	 * machine.  NULL: threads do, where there is a way. */
 	struct loop *loop;
 	/* The serial console's output; `console_room`: input refused earlier fits now.  On the
 	 * worker. */
@@ -96,6 +106,8 @@ struct vcpu *machine_vcpu(struct machine *m, unsigned index);
 struct engine_machine *machine_engine(struct machine *m);
 /* The text after "Kernel panic - not syncing: ", "" when none was seen. */
 const char *machine_panic_text(const struct machine *m);
+/* What the guest wrote to the debug-exit port. */
+uint32_t machine_debug_exit_value(const struct machine *m);
 /* Why MACHINE_ERROR was raised. */
 const struct error *machine_error(const struct machine *m);
 

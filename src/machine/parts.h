@@ -106,6 +106,7 @@ struct machine {
 	/* An event that asks the machine to stop, -1 none; then raised, once. */
 	_Atomic int stop_event;
 	_Atomic bool stopped;
+	uint32_t debug_exit_value;
 	void (*event)(void *data, enum machine_event ev);
 	void *event_data;
 	struct error error;
@@ -114,6 +115,8 @@ struct machine {
 /* platform.c: the vcpu's view of the chips. */
 extern const struct platform_ops machine_platform_ops;
 int machine_map_chips(struct machine *m, struct error *err);
+/* -EEXIST: the port is another chip's. */
+int machine_map_debug_exit(struct machine *m, uint16_t port, struct error *err);
 /* machine.c: KVM's hypercalls; the lock is held. */
 int64_t machine_hypercall(struct machine *m, uint64_t nr, const uint64_t arg[4]);
 /* serial.c: the UART's other side. */

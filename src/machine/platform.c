@@ -177,6 +177,37 @@ int machine_map_chips(struct machine *m, struct error *err)
 	return 0;
 }
 
+/* --- the debug-exit port, for test kernels: who writes to it has finished --- */
+
+#define DEBUG_EXIT_PORTS 4
+
+static uint64_t debug_exit_read(void *data, uint64_t offset, unsigned size)
+{
+	(void)data, (void)offset, (void)size;
+	return 0;
+}
+
+static void debug_exit_write(void *data, uint64_t offset, unsigned size, uint64_t value)
+{
+	struct machine *m = data;
+
+	(void)size;
+	if (offset || atomic_load(&m->stop_event) >= 0)
+		return;
+	m->debug_exit_value = (uint32_t)value;
+	machine_request_stop(m, MACHINE_DEBUG_EXIT);
+}
+
+static const struct bus_ops debug_exit_ops = {debug_exit_read, debug_exit_write};
+
+int machine_map_debug_exit(struct machine *m, uint16_t port, struct error *err)
+{
+	if (!bus_add(&m->ports, port, DEBUG_EXIT_PORTS, &debug_exit_ops, m, NULL))
+		return 0;
+	return error_set(err, EEXIST, "--debug-exit=0x%x: that port is another chip's: take 0xf4",
+			 port);
+}
+
 /* --- platform_ops --- */
 
 static uint64_t io_read(void *p, uint16_t port, unsigned size)

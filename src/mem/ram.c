@@ -52,3 +52,15 @@ void ram_destroy(struct ram *ram)
 	}
 	memset(ram, 0, sizeof(*ram));
 }
+
+void ram_discard(const struct ram *ram, void *host, uint64_t len)
+{
+	uint64_t first =
+	    ALIGN_UP((uint64_t)((uint8_t *)host - ram->host), (uint64_t)GUEST_PAGE_SIZE);
+	uint64_t end =
+	    ALIGN_DOWN((uint64_t)((uint8_t *)host - ram->host) + len, (uint64_t)GUEST_PAGE_SIZE);
+
+	/* Code translated from such a page has to go as after any other write. */
+	if (first < end && !madvise(ram->host + first, end - first, MADV_DONTNEED))
+		ram_written_host(ram, ram->host + first, end - first);
+}

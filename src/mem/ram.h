@@ -33,6 +33,9 @@ struct ram {
 /* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
 int ram_init(struct ram *ram, uint64_t size, struct error *err);
 void ram_destroy(struct ram *ram);
+/* Gives the whole pages within [host, host+len), which ram_host() gave, back to the host: they are
+ * zero from now on.  Where the host wants to keep them (locked memory), they stay. */
+void ram_discard(const struct ram *ram, void *host, uint64_t len);
 
 /* Host pointer to [gpa, gpa+len), or NULL unless all of it is RAM in one piece. */
 static inline void *ram_host(const struct ram *ram, gpa_t gpa, uint64_t len)

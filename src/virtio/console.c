@@ -125,7 +125,7 @@ static bool take_output(struct virtio_console *c, unsigned port)
 			continue;
 		}
 		if (!offer(c, port, &chain, &budget)) {
-			virtq_unpop(q);
+			virtq_unpop(q, 1);
 			return false; /* the host's side wakes us */
 		}
 		c->taken[port] = 0;

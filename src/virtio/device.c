@@ -153,13 +153,19 @@ int virtio_pop(struct virtio_device *d, unsigned queue, struct virtq_chain *c, s
 	return 0;
 }
 
-void virtio_push(struct virtio_device *d, unsigned queue, const struct virtq_chain *c,
-		 uint32_t written)
+void virtio_push_all(struct virtio_device *d, unsigned queue, const struct virtq_chain *c,
+		     const uint32_t *written, unsigned n)
 {
 	struct virtq *q = virtio_queue(d, queue);
 
 	if (q)
-		virtq_push(q, c, written);
+		virtq_push_all(q, c, written, n);
+}
+
+void virtio_push(struct virtio_device *d, unsigned queue, const struct virtq_chain *c,
+		 uint32_t written)
+{
+	virtio_push_all(d, queue, c, &written, 1);
 }
 
 void virtio_notify(struct virtio_device *d, unsigned queue)

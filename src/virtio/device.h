@@ -126,6 +126,9 @@ int virtio_pop(struct virtio_device *d, unsigned queue, struct virtq_chain *c, s
  * which those who call a device do. */
 void virtio_push(struct virtio_device *d, unsigned queue, const struct virtq_chain *c,
 		 uint32_t written);
+/* virtq_push_all(), likewise. */
+void virtio_push_all(struct virtio_device *d, unsigned queue, const struct virtq_chain *c,
+		     const uint32_t *written, unsigned n);
 /* The driver did what it must not: it has to reset the device. */
 void virtio_broken(struct virtio_device *d, const char *why);
 void virtio_begin(struct virtio_device *d);

@@ -165,23 +165,33 @@ int virtq_pop(struct virtq *q, struct virtq_chain *c, struct iovec *iov, unsigne
 	return 1;
 }
 
-void virtq_unpop(struct virtq *q)
+void virtq_unpop(struct virtq *q, unsigned n)
 {
-	q->last_avail--;
+	q->last_avail -= (uint16_t)n;
+}
+
+void virtq_push_all(struct virtq *q, const struct virtq_chain *c, const uint32_t *written,
+		    unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		unsigned at = (q->used + i) & (q->size - 1u);
+		uint8_t *entry = q->device_host + RING_ENTRIES + DEVICE_ENTRY * at;
+		const uint32_t pair[2] = {c[i].head, written[i]};
+
+		for (unsigned j = 0; j < c[i].nwrite; j++)
+			ram_written_host(q->ram, c[i].write[j].iov_base, c[i].write[j].iov_len);
+		memcpy(entry, pair, sizeof(pair));
+		ram_written_host(q->ram, entry, sizeof(pair));
+	}
+	q->used += (uint16_t)n;
+	store16(q->device_host + RING_INDEX, q->used);
+	ram_written_host(q->ram, q->device_host + RING_INDEX, 2);
+	q->pushed = true;
 }
 
 void virtq_push(struct virtq *q, const struct virtq_chain *c, uint32_t written)
 {
-	uint8_t *entry = q->device_host + RING_ENTRIES + DEVICE_ENTRY * (q->used & (q->size - 1));
-	const uint32_t pair[2] = {c->head, written};
-
-	for (unsigned i = 0; i < c->nwrite; i++)
-		ram_written_host(q->ram, c->write[i].iov_base, c->write[i].iov_len);
-	memcpy(entry, pair, sizeof(pair));
-	ram_written_host(q->ram, entry, sizeof(pair));
-	store16(q->device_host + RING_INDEX, ++q->used);
-	ram_written_host(q->ram, q->device_host + RING_INDEX, 2);
-	q->pushed = true;
+	virtq_push_all(q, c, &written, 1);
 }
 
 /* --- who tells whom ---
@@ -255,6 +265,14 @@ size_t virtq_read(struct virtq_chain *c, void *buf, size_t size)
 		done += n;
 	}
 	return done;
+}
+
+void virtq_skip(struct virtq_chain *c, size_t size)
+{
+	size_t n;
+
+	for (; size && c->nread; size -= n)
+		take(&c->read, &c->nread, &c->read_bytes, size, &n);
 }
 
 size_t virtq_write(const struct virtq *q, struct virtq_chain *c, const void *buf, size_t size)

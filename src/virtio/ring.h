@@ -72,10 +72,13 @@ int virtq_enable(struct virtq *q);
 /* The next chain, with iovecs in iov[0..max-1]: 1; none: 0; malformed, or longer than `max`:
  * -EINVAL. */
 int virtq_pop(struct virtq *q, struct virtq_chain *c, struct iovec *iov, unsigned max);
-/* The chain that was popped last, and not pushed, will be popped again. */
-void virtq_unpop(struct virtq *q);
+/* The last `n` chains popped are available again. */
+void virtq_unpop(struct virtq *q, unsigned n);
 /* Gives the chain back, `written` bytes of which the device wrote. */
 void virtq_push(struct virtq *q, const struct virtq_chain *c, uint32_t written);
+/* The same for `n` chains that the driver is to see at the same moment. */
+void virtq_push_all(struct virtq *q, const struct virtq_chain *c, const uint32_t *written,
+		    unsigned n);
 /* Whether the driver wants an interrupt for what was pushed since the last call. */
 bool virtq_signal(struct virtq *q);
 
@@ -88,6 +91,8 @@ bool virtq_rearm(struct virtq *q);
  * `size`. */
 size_t virtq_read(struct virtq_chain *c, void *buf, size_t size);
 size_t virtq_write(const struct virtq *q, struct virtq_chain *c, const void *buf, size_t size);
+/* Takes bytes, at most what virtq_read() would give, off the front. */
+void virtq_skip(struct virtq_chain *c, size_t size);
 /* Takes the last byte that can be written off the chain; NULL if there is none. */
 uint8_t *virtq_take_last(struct virtq_chain *c);
 

@@ -16,6 +16,7 @@ struct options {
 	const char *text;
 	uint64_t size, number;
 	struct option_list list;
+	const char *choice;
 };
 
 static const struct option_spec specs[] = {
@@ -24,6 +25,7 @@ static const struct option_spec specs[] = {
     {"memory", "SIZE", "a size", OPTION_SIZE, offsetof(struct options, size)},
     {"number", "N", "a number", OPTION_NUMBER, offsetof(struct options, number)},
     {"list", "TEXT", "texts", OPTION_LIST, offsetof(struct options, list)},
+    {"choice", "[=TEXT]", "a text or none", OPTION_CHOICE, offsetof(struct options, choice)},
 };
 
 static int parse(struct options *o, struct error *err, const char *a, const char *b, const char *c)
@@ -35,6 +37,22 @@ static int parse(struct options *o, struct error *err, const char *a, const char
 	while (argv[argc])
 		argc++;
 	return options_parse(specs, ARRAY_SIZE(specs), argc, (char **)argv, o, err);
+}
+
+static void a_choice_takes_a_value_with_an_equals_sign_only(void **state)
+{
+	struct options o;
+	struct error err;
+
+	(void)state;
+	assert_int_equal(parse(&o, &err, "--flag", NULL, NULL), 0);
+	assert_null(o.choice);
+	assert_int_equal(parse(&o, &err, "--choice", "--text", "after"), 0);
+	assert_string_equal(o.choice, "");
+	assert_string_equal(o.text, "after");
+	assert_int_equal(parse(&o, &err, "--choice=this", NULL, NULL), 0);
+	assert_string_equal(o.choice, "this");
+	assert_int_equal(parse(&o, &err, "--choice", "this", NULL), -EINVAL);
 }
 
 static void sizes_have_units(void **state)
@@ -150,6 +168,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(sizes_have_units),
+	    cmocka_unit_test(a_choice_takes_a_value_with_an_equals_sign_only),
 	    cmocka_unit_test(both_spellings_set_values),
 	    cmocka_unit_test(a_list_keeps_all_in_order),
 	    cmocka_unit_test(parts_end_at_commas),
