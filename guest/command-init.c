@@ -13,10 +13,12 @@
  * Linked statically; it is the only program of its initramfs.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/if.h>
+#include <net/if.h>
+#include <net/route.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -48,7 +50,7 @@ static struct {
 	struct list args, env, modules, writable;
 	char *cwd, *hostname, *root, *groups;
 	unsigned uid, gid, terminals; /* terminals: bit n: descriptor n is one */
-	unsigned umask, columns, rows;
+	unsigned umask, columns, rows, network;
 } config;
 
 static int control = -1, failures = 2; /* failures: where to say what went wrong */
@@ -123,6 +125,7 @@ static void take(char *key, char *value)
 	    {"umask", NULL, NULL, &config.umask},
 	    {"columns", NULL, NULL, &config.columns},
 	    {"rows", NULL, NULL, &config.rows},
+	    {"network", NULL, NULL, &config.network},
 	};
 
 	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
@@ -272,15 +275,62 @@ static void make_root(void)
 	(void)!symlink("pts/ptmx", "/dev/ptmx");
 }
 
+static bool set_address(int fd, const char *name, unsigned long what, const char *address)
+{
+	struct ifreq request = {0};
+	struct sockaddr_in *in = (struct sockaddr_in *)&request.ifr_addr;
+
+	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
+	in->sin_family = AF_INET;
+	in->sin_addr.s_addr = inet_addr(address);
+	return !ioctl(fd, what, &request);
+}
+
+static bool bring_up(int fd, const char *name)
+{
+	struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
+
+	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
+	return !ioctl(fd, SIOCSIFFLAGS, &request);
+}
+
+static void add_gateway(int fd, const char *address)
+{
+	struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+	struct sockaddr_in *gateway = (struct sockaddr_in *)&route.rt_gateway;
+
+	gateway->sin_family = route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
+	gateway->sin_addr.s_addr = inet_addr(address);
+	ioctl(fd, SIOCADDRT, &route);
+}
+
+/* The loopback, and takt's user network, whose addresses are always the same. */
 static void set_up_network(void)
 {
-	struct ifreq request = {.ifr_name = "lo"};
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return; /* a kernel without */
-	request.ifr_flags = IFF_UP | IFF_RUNNING;
-	ioctl(fd, SIOCSIFFLAGS, &request);
+	bring_up(fd, "lo");
+	if (config.network && set_address(fd, "eth0", SIOCSIFADDR, "10.0.2.15") &&
+	    set_address(fd, "eth0", SIOCSIFNETMASK, "255.255.255.0") && bring_up(fd, "eth0"))
+		add_gateway(fd, "10.0.2.2");
+	close(fd);
+}
+
+/* In the new root: the host's own may be out of reach, or a link to what is not there. */
+static void set_name_server(void)
+{
+	static const char text[] = "nameserver 10.0.2.3\n";
+	int fd;
+
+	if (!config.network)
+		return;
+	unlink("/etc/resolv.conf");
+	fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+	if (fd < 0)
+		return; /* a root without /etc */
+	(void)!write(fd, text, sizeof(text) - 1);
 	close(fd);
 }
 
@@ -571,6 +621,7 @@ int main(void)
 		(void)!sethostname(config.hostname, strlen(config.hostname));
 	set_up_network();
 	make_root();
+	set_name_server();
 
 	if (config.terminals)
 		terminal = open_terminal(&slave);

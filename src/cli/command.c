@@ -158,6 +158,7 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 	put_groups(t);
 	put_number(t, "umask", mask);
 	put_number(t, "terminals", c->terminals);
+	put_number(t, "network", c->config.network);
 	put_size(c, t);
 	return 0;
 }
@@ -195,11 +196,17 @@ static int add_writable(struct command *c, struct shares *shares, struct text *t
 
 static int put_modules(struct command *c, struct archive *a, struct text *t, struct error *err)
 {
-	static const char *const names[] = {"virtio_pci", "virtio_console", "virtiofs", "overlay",
-					    "virtio_net", "virtio_blk",     "virtio_rng", NULL};
+	const char *names[8] = {"virtio_pci", "virtio_console", "virtiofs", "overlay"};
+	unsigned n = 4;
 	struct module *modules;
 	unsigned number = 0;
-	int rc = modules_find(&modules, c->config.kernel, c->config.modules, names, err);
+	int rc;
+
+	if (c->config.cards)
+		names[n++] = "virtio_net";
+	if (c->config.disks)
+		names[n++] = "virtio_blk";
+	rc = modules_find(&modules, c->config.kernel, c->config.modules, names, err);
 
 	for (const struct module *m = modules; m && !rc; m = m->next) {
 		char name[96], path[128];

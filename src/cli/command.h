@@ -22,6 +22,8 @@ struct command_config {
 	const char *root;                 /* directory; NULL: "/" */
 	const struct option_list *writable; /* directories */
 	bool disks;                       /* there are some: the guest gets a driver for them */
+	bool network;                     /* the first card is takt's user network */
+	bool cards;                       /* there are some */
 	/* The command has ended.  On the machine's worker. */
 	void (*ended)(void *data, int status);
 	/* A port has something for the machine, or room: virtio_wake().  Any thread, also before the machine

@@ -321,11 +321,15 @@ static void wake_ports(void *data)
 
 static int make_command(struct run *r, struct error *err)
 {
+	const char *net = r->options.nets.count ? r->options.nets.values[0] : "user";
 	struct command_config config = {.args = r->options.command,
 					.kernel = r->options.kernel,
 					.modules = r->options.modules,
 					.root = r->options.root,
 					.writable = &r->options.writable,
+					.disks = r->options.disks.count,
+					.cards = strcmp(net, "none"),
+					.network = !strncmp(net, "user", 4) && (!net[4] || net[4] == ','),
 					.ended = command_ended,
 					.wake = wake_ports,
 					.data = r};
