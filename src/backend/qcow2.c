@@ -9,8 +9,8 @@
  *
  * Invariant, also if the host stops at any time: what a flushed L1 or L2 table refers to has a
  * reference count.  Clusters are therefore counted in batches, which are on stable storage
- * before the first is handed out; a stop leaves some that nobody uses, which 'qemu-img check'
- * gives back.
+ * before the first is handed out; a stop leaves some that nobody uses, which 'takt image check
+ * --repair' gives back.
  *
  * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
  * holds the header and the backing disk's name, is never handed out.
@@ -619,6 +619,24 @@ static int qcow2_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t s
 	return ret;
 }
 
+static uint64_t qcow2_next_data(struct disk *d, uint64_t at)
+{
+	struct qcow2 *q = qcow2_of(d);
+	uint64_t entry, skip;
+
+	pthread_mutex_lock(&q->lock);
+	while (at < d->size && !q->backing) {
+		skip = q->cluster_size;
+		if (!(be64toh(q->l1[l1_index(q, at)]) & ENTRY_OFFSET))
+			skip *= l2_entries(q);
+		else if (look_up(q, at, &entry) || (entry && entry != ENTRY_ZERO))
+			break;
+		at = ALIGN_DOWN(at, skip) + skip;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return at;
+}
+
 /* --- life --- */
 
 static void free_parts(struct qcow2 *q)
@@ -648,7 +666,11 @@ static void qcow2_close(struct disk *d)
 }
 
 static const struct disk_driver qcow2_driver = {
-    .name = "qcow2", .submit = qcow2_submit, .read_now = qcow2_read_now, .close = qcow2_close};
+    .name = "qcow2",
+    .submit = qcow2_submit,
+    .read_now = qcow2_read_now,
+    .next_data = qcow2_next_data,
+    .close = qcow2_close};
 
 static int read_header(const struct qcow2 *q, struct qcow2_header *h,
 		       const struct disk_config *config, struct error *err)

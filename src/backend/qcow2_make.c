@@ -164,11 +164,6 @@ int qcow2_make_cluster(struct qcow2_make *m, uint64_t index, const void *data, s
 	return ret ? ret : set_entry(m, index, offset | ENTRY_COPIED, err);
 }
 
-int qcow2_make_zero(struct qcow2_make *m, uint64_t index, struct error *err)
-{
-	return set_entry(m, index, ENTRY_ZERO, err);
-}
-
 /* --- the end --- */
 
 /* The refcount table must have room for all that the image may become: twice the disk is more than

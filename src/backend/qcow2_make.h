@@ -30,8 +30,6 @@ uint64_t qcow2_make_cluster_size(const struct qcow2_make *m);
 /* The contents of cluster `index`, which is above all before it: a whole cluster, whatever the
  * disk's size.  -ENOSPC and other errors of the host. */
 int qcow2_make_cluster(struct qcow2_make *m, uint64_t index, const void *data, struct error *err);
-/* The same for many zeroes that shall hide a backing file's contents. */
-int qcow2_make_zero(struct qcow2_make *m, uint64_t index, struct error *err);
 int qcow2_make_end(struct qcow2_make *m, struct error *err);
 void qcow2_make_free(struct qcow2_make *m);
 
