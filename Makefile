@@ -44,7 +44,7 @@ variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),de
 BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 
 # --- flags -------------------------------------------------------------------------------------
-LIBS := -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lpthread -lm
+LIBS := -lext2fs -lcom_err -lcrypt -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
 	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread

@@ -59,6 +59,7 @@ int command_image(int argc, char **argv)
 int image_arguments(const struct image_usage *usage, int argc, char **argv, void *options,
 		    const char **files)
 {
+	static const char *const counts[] = {"options only", "one FILE", "FILE and COPY"};
 	struct option_list words = {0};
 	struct error err;
 	int rc = options_parse_words(usage->specs, usage->nspecs, argc, argv, options, &words, &err);
@@ -70,8 +71,8 @@ int image_arguments(const struct image_usage *usage, int argc, char **argv, void
 	}
 	if (!rc && words.count != usage->files)
 		rc = error_set(&err, EINVAL,
-			       "takt image %s needs %s, not %u: 'takt image %s --help' says more",
-			       argv[0], usage->files == 1 ? "one FILE" : "two FILEs", words.count,
+			       "takt image %s takes %s, not %u: 'takt image %s --help' says more",
+			       argv[0], counts[usage->files], words.count,
 			       argv[0]);
 	if (rc < 0) {
 		log_error("%s", err.text);
