@@ -48,9 +48,9 @@ struct run_options {
 };
 
 static const struct option_spec specs[] = {
-    {"kernel", "FILE", "kernel: bzImage or ELF (default: the newest in /boot or takt's cache)",
+    {"kernel", "FILE", "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the newest in /boot or takt's cache)",
      OPTION_TEXT, offsetof(struct run_options, kernel)},
-    {"initrd", "FILE", "initramfs (default: none, or takt's own without --kernel)", OPTION_TEXT,
+    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)", OPTION_TEXT,
      offsetof(struct run_options, initrd)},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      offsetof(struct run_options, append)},
@@ -94,7 +94,9 @@ struct run {
 	struct run_options options;
 	const struct engine *engine;
 	struct cpu_model model;
-	struct boot_image image;
+	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
+	bool disk_boot;		 /* it is that of the first disk */
+	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;
 	struct symbols *symbols;
@@ -182,10 +184,15 @@ static void place_symbols(struct run *r)
 			 "--symbols are taken as they are");
 }
 
+static int open_image(struct run *r, struct error *err);
+
 static int load(struct run *r, struct error *err)
 {
 	int rc = machine_reset(r->machine, err);
 
+	/* Anew, since the guest may have a new one; and meanwhile its memory is free. */
+	if (!rc && r->disk_boot && !r->image.kernel)
+		rc = open_image(r, err);
 	if (!rc)
 		rc = boot_image_load(&r->image, machine_ram(r->machine),
 				     machine_vcpu(r->machine, 0), r->cmdline, ACPI_RSDP_GPA, err);
@@ -196,6 +203,8 @@ static int load(struct run *r, struct error *err)
 			 (unsigned long long)r->image.kernel_base,
 			 (unsigned long long)r->image.virtual_offset,
 			 (unsigned long long)r->image.initrd_base);
+	if (r->disk_boot)
+		boot_image_close(&r->image);
 	return rc;
 }
 
@@ -251,16 +260,45 @@ static int choose_engine(struct run *r, struct error *err)
 	return r->engine->probe(err);
 }
 
+static int make_cmdline(struct run *r, struct error *err)
+{
+	const char *append = r->options.append;
+	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s", DEFAULT_CMDLINE,
+			 r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
+
+	if ((size_t)n >= sizeof(r->cmdline))
+		return error_set(err, E2BIG,
+				 "--append: the kernel command line is longer than %zu characters",
+				 sizeof(r->cmdline) - 1);
+	return 0;
+}
+
+/* The kernel that --kernel names, that of the first disk, or the newest that is found elsewhere. */
 static int choose_images(struct run *r, struct error *err)
 {
 	static struct default_images found;
+	struct error no_system;
 	int rc;
 
 	if (r->options.kernel)
 		return 0;
+	if (r->disks.count) {
+		rc = images_open_disk(&r->image, r->disks.disk[0], r->options.disks.values[0],
+				      r->options.initrd, r->root, &no_system);
+		r->disk_boot = !rc;
+		if (rc && rc != -ENOENT)
+			*err = no_system;
+		if (rc != -ENOENT)
+			return rc;
+	}
+	r->root[0] = 0;
 	rc = images_find(&found, err);
+	if (rc && r->disks.count)
+		*err = no_system;
 	if (rc)
 		return rc;
+	if (r->disks.count)
+		log_warn("the first disk has no kernel of its own: booting %s", found.kernel);
 	r->options.kernel = found.kernel;
 	if (!r->options.initrd && found.initrd[0])
 		r->options.initrd = found.initrd;
@@ -269,17 +307,13 @@ static int choose_images(struct run *r, struct error *err)
 	return 0;
 }
 
-static int make_cmdline(struct run *r, struct error *err)
+static int open_image(struct run *r, struct error *err)
 {
-	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", DEFAULT_CMDLINE,
-			 append ? " " : "", append ? append : "");
+	int rc = choose_images(r, err);
 
-	if ((size_t)n >= sizeof(r->cmdline))
-		return error_set(err, E2BIG,
-				 "--append: the kernel command line is longer than %zu characters",
-				 sizeof(r->cmdline) - 1);
-	return 0;
+	if (!rc && !r->disk_boot)
+		rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err);
+	return rc ? rc : make_cmdline(r, err);
 }
 
 static int make_machine(struct run *r, struct error *err)
@@ -391,11 +425,9 @@ static int start(struct run *r, struct error *err)
 	if (!r->options.cpus || r->options.cpus > CPUS_MAX)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
-	if ((rc = choose_engine(r, err)) || (rc = make_cmdline(r, err)) ||
-	    (rc = choose_images(r, err)) ||
+	if ((rc = choose_engine(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
-	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
-	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
+	    (rc = disks_open(&r->disks, &r->options.disks, err)) || (rc = open_image(r, err)) ||
 	    (rc = shares_open(&r->shares, &r->options.shares, err)))
 		return rc;
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
