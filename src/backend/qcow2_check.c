@@ -137,10 +137,18 @@ static bool aligned(struct check *c, uint64_t offset, const char *what)
 	return false;
 }
 
+static void check_reserved(struct check *c, uint64_t entry, uint64_t reserved, const char *table)
+{
+	if (entry & reserved)
+		corrupt(c, "an entry of %s is nonsense: 0x%llx", table, (unsigned long long)entry);
+}
+
 static void refer_entry(struct check *c, uint64_t entry, bool active)
 {
 	uint64_t offset = entry & ENTRY_OFFSET;
 
+	if (!(entry & ENTRY_COMPRESSED))
+		check_reserved(c, entry, L2_RESERVED | (c->h.version < 3), "an L2 table");
 	if (entry & ENTRY_COMPRESSED) {
 		if (entry & ENTRY_COPIED)
 			corrupt(c, "a compressed cluster is marked as one that can be written "
@@ -186,9 +194,13 @@ static int refer_l1(struct check *c, uint64_t offset, uint64_t entries, bool act
 		ret = no_memory(c, err);
 	if (!ret)
 		ret = read_at(c, offset, l1, entries * 8, err);
-	for (uint64_t i = 0; i < entries && !ret; i++)
-		if (be64toh(l1[i]) & ENTRY_OFFSET)
-			ret = refer_l2(c, be64toh(l1[i]) & ENTRY_OFFSET, l2, active, err);
+	for (uint64_t i = 0; i < entries && !ret; i++) {
+		uint64_t entry = be64toh(l1[i]);
+
+		check_reserved(c, entry, L1_RESERVED, "an L1 table");
+		if (entry & ENTRY_OFFSET)
+			ret = refer_l2(c, entry & ENTRY_OFFSET, l2, active, err);
+	}
 	free(l1);
 	free(l2);
 	return ret;

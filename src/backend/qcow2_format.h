@@ -32,6 +32,11 @@
 #define ENTRY_ZERO 1ULL
 #define ENTRY_OFFSET 0x00fffffffffffe00ULL
 
+/* Bits that must be 0. */
+#define L1_RESERVED 0x7f000000000001ffULL
+#define L2_RESERVED 0x3f000000000001feULL /* of an entry that is not compressed */
+#define REFTABLE_RESERVED 0x1ffULL
+
 #define CLUSTER_BITS_MIN 9
 #define CLUSTER_BITS_MAX 21
 

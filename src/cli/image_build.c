@@ -238,11 +238,12 @@ static int run_both(const struct build_options *o, int errors, struct error *err
 	if (status[0] == NOT_RUN)
 		return error_set(err, ENOENT,
 				 "takt image build needs mmdebstrap: install it with 'apt install "
-				 "mmdebstrap'");
+				 "mmdebstrap uidmap'");
 	if (status[0])
 		return error_set(err, EIO,
 				 "mmdebstrap could not make the system (its messages are above)%s",
-				 root ? "" : ": where this user may have no user namespaces, root can");
+				 root ? "" : ": who is not root needs package uidmap and an entry in "
+					     "/etc/subuid");
 	if (status[1])
 		return error_set(err, EIO,
 				 "no file system could be made of the tree (messages are above): "
@@ -358,7 +359,7 @@ int image_build(int argc, char **argv)
 {
 	static const struct image_usage usage = {
 	    "build -o FILE [OPTIONS]\n\nMakes a Debian system with its own kernel, to be booted with\n"
-	    "'takt run --disk FILE'.  Needs mmdebstrap, e2fsprogs and Debian's mirror, not root.\n",
+	    "'takt run --disk FILE'.  Needs the packages mmdebstrap, e2fsprogs and uidmap and\nDebian's mirror, not root.\n",
 	    specs, ARRAY_SIZE(specs), 0};
 	struct build_options options = {
 	    .size = SIZE_DEFAULT, .suite = "bookworm", .hostname = "debian"};
