@@ -86,8 +86,8 @@ static errcode_t io_set_blksize(io_channel io, int size)
 static errcode_t io_read(io_channel io, unsigned long long block, int count, void *data)
 {
 	struct source *s = io->private_data;
-	uint64_t size = count < 0 ? (uint64_t) - (int64_t)count
-				  : (uint64_t)count * (uint64_t)io->block_size;
+	uint64_t size =
+	    count < 0 ? (uint64_t) - (int64_t)count : (uint64_t)count * (uint64_t)io->block_size;
 	uint64_t offset;
 	int ret;
 
@@ -177,12 +177,13 @@ static int explain(const struct source *s, const char *name, const char *what, e
 	if (s->partition.number)
 		snprintf(partition, sizeof(partition), " (partition %u)", s->partition.number);
 	if (s->error)
-		return error_set(err, s->error, "cannot read disk %s: %s", name, strerror(s->error));
-	return error_set(err, EUCLEAN,
-			 "disk %s%s: %s cannot be read (%s): repair its file system with e2fsck, or "
-			 "give --kernel",
-			 name, partition, what,
-			 s->reads > READS_MOST ? "it is damaged" : error_message(code));
+		return error_set(err, s->error, "cannot read disk %s: %s", name,
+				 strerror(s->error));
+	return error_set(
+	    err, EUCLEAN,
+	    "disk %s%s: %s cannot be read (%s): repair its file system with e2fsck, or "
+	    "give --kernel",
+	    name, partition, what, s->reads > READS_MOST ? "it is damaged" : error_message(code));
 }
 
 /* --- /boot --- */
@@ -287,8 +288,8 @@ static int copy_file(ext2_filsys fs, struct source *s, const char *name, const c
 	if (!code)
 		left = EXT2_I_SIZE(&inode);
 	if (left > most)
-		ret = error_set(err, EFBIG, "disk %s: %s is too large (%llu MiB) to be booted", name,
-				path, (unsigned long long)(left / MiB));
+		ret = error_set(err, EFBIG, "disk %s: %s is too large (%llu MiB) to be booted",
+				name, path, (unsigned long long)(left / MiB));
 	while (!code && !ret && left) {
 		code = ext2fs_file_read(file, buf, (unsigned)MIN(left, PIECE), &got);
 		if (!code && !got)
@@ -421,15 +422,17 @@ int bootdisk_open(struct bootdisk *b, struct disk *d, const char *name, struct e
 	if (ret)
 		return ret;
 	if (!search.any_kernel)
-		return error_set(err, ENOENT,
-				 "disk %s has no kernel of its own (/boot/vmlinuz-VERSION on an ext4 file "
-				 "system): give one with --kernel FILE",
-				 name);
+		return error_set(
+		    err, ENOENT,
+		    "disk %s has no kernel of its own (/boot/vmlinuz-VERSION on an ext4 file "
+		    "system): give one with --kernel FILE",
+		    name);
 	if (!search.any_root)
-		return error_set(err, ENOENT,
-				 "disk %s has a kernel, but no root file system that takt can read: give "
-				 "--kernel, --initrd and --append root=...",
-				 name);
+		return error_set(
+		    err, ENOENT,
+		    "disk %s has a kernel, but no root file system that takt can read: give "
+		    "--kernel, --initrd and --append root=...",
+		    name);
 	b->root_partition = search.root;
 	ret = take_files(b, &search.kernel, name, err);
 	if (ret)

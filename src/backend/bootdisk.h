@@ -19,7 +19,7 @@ struct disk;
 struct bootdisk {
 	int kernel_fd, initrd_fd; /* memory files; initrd_fd -1: there is none */
 	char kernel[BOOTDISK_NAME], initrd[BOOTDISK_NAME]; /* as they are called there */
-	unsigned root_partition;  /* 0: the whole disk */
+	unsigned root_partition;                           /* 0: the whole disk */
 };
 
 /* Finds the newest /boot/vmlinuz-VERSION and its /boot/initrd.img-VERSION.  No request is in flight on

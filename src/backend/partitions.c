@@ -141,8 +141,7 @@ int partitions_read(struct disk *d, struct partition p[PARTITIONS_MAX])
 	for (unsigned i = 0; i < 4; i++) {
 		const uint8_t *e = mbr + MBR_TABLE + i * MBR_ENTRY;
 
-		if (!e[4] || is_extended(e[4]) ||
-		    !place(d, get32(e + 8), get32(e + 12), &p[n]))
+		if (!e[4] || is_extended(e[4]) || !place(d, get32(e + 8), get32(e + 12), &p[n]))
 			continue;
 		p[n].number = i + 1;
 		p[n++].root = false;

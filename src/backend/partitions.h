@@ -12,7 +12,7 @@ struct disk;
 #define PARTITIONS_MAX 128
 
 struct partition {
-	unsigned number; /* as Linux counts; 0: the whole disk */
+	unsigned number;      /* as Linux counts; 0: the whole disk */
 	uint64_t start, size; /* bytes */
 	bool root;            /* marked as the root file system of an x86-64 system */
 };

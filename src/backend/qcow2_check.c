@@ -25,14 +25,23 @@
 #define SNAPSHOT_BYTES 40 /* of an entry of the snapshot table, before its texts */
 
 /* What a cluster is used as; in the upper bits of its references. */
-enum use { USE_NONE, USE_HEADER, USE_REFTABLE, USE_REFBLOCK, USE_L1, USE_SNAPSHOTS, USE_L2, USE_DATA,
-	   USE_PACKED };
+enum use {
+	USE_NONE,
+	USE_HEADER,
+	USE_REFTABLE,
+	USE_REFBLOCK,
+	USE_L1,
+	USE_SNAPSHOTS,
+	USE_L2,
+	USE_DATA,
+	USE_PACKED
+};
 #define USE_SHIFT 28
 #define COUNT_MASK ((1u << USE_SHIFT) - 1)
 
-static const char *const use_names[] = {"nothing",  "the header",         "the refcount table",
+static const char *const use_names[] = {"nothing",          "the header",  "the refcount table",
 					"a refcount block", "an L1 table", "the snapshot table",
-					"an L2 table", "data",           "compressed data"};
+					"an L2 table",      "data",        "compressed data"};
 
 struct check {
 	int fd;
@@ -151,8 +160,9 @@ static void refer_entry(struct check *c, uint64_t entry, bool active)
 		check_reserved(c, entry, L2_RESERVED | (c->h.version < 3), "an L2 table");
 	if (entry & ENTRY_COMPRESSED) {
 		if (entry & ENTRY_COPIED)
-			corrupt(c, "a compressed cluster is marked as one that can be written "
-				   "(0x%llx)",
+			corrupt(c,
+				"a compressed cluster is marked as one that can be written "
+				"(0x%llx)",
 				(unsigned long long)entry);
 		refer(c, qcow2_packed_offset(c->bits, entry), qcow2_packed_size(c->bits, entry),
 		      USE_PACKED);
@@ -334,7 +344,8 @@ static void compare(struct check *c)
 		if (c->counted[i] > used)
 			c->f->leaks++;
 		else if (c->counted[i] < used)
-			corrupt(c, "the cluster at 0x%llx (%s) is used %u times and counted %u times",
+			corrupt(c,
+				"the cluster at 0x%llx (%s) is used %u times and counted %u times",
 				(unsigned long long)(i << c->bits),
 				use_names[c->references[i] >> USE_SHIFT], used, c->counted[i]);
 	}

@@ -19,7 +19,8 @@ struct qcow2_findings {
  * where nothing is corrupt).  `say` is told the first corruptions, one sentence each.  Counts are in
  * *f.  -EINVAL: not an image that takt can check, -EIO ..., -ENOMEM; the sentence names it as
  * `name`. */
-int qcow2_check(int fd, const char *name, bool repair, void (*say)(void *data, const char *sentence),
-		void *data, struct qcow2_findings *f, struct error *err);
+int qcow2_check(int fd, const char *name, bool repair,
+		void (*say)(void *data, const char *sentence), void *data, struct qcow2_findings *f,
+		struct error *err);
 
 #endif

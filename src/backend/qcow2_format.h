@@ -53,7 +53,8 @@ struct qcow2_header {
 	uint32_t refcount_order, length;
 	uint8_t compression, padding[7];
 };
-_Static_assert(sizeof(struct qcow2_header) == 112, "as in the specification, with compression_type");
+_Static_assert(sizeof(struct qcow2_header) == 112,
+	       "as in the specification, with compression_type");
 
 /* From a file's order to the host's, and back. */
 static inline void qcow2_header_swap(struct qcow2_header *h)
@@ -95,8 +96,7 @@ static inline uint64_t qcow2_packed_offset(unsigned cluster_bits, uint64_t entry
 
 static inline uint64_t qcow2_packed_size(unsigned cluster_bits, uint64_t entry)
 {
-	uint64_t sectors =
-	    entry >> (62 - (cluster_bits - 8)) & ((1ULL << (cluster_bits - 8)) - 1);
+	uint64_t sectors = entry >> (62 - (cluster_bits - 8)) & ((1ULL << (cluster_bits - 8)) - 1);
 
 	return (sectors + 1) * 512 - (qcow2_packed_offset(cluster_bits, entry) & 511);
 }

@@ -281,10 +281,10 @@ static int check_config(struct qcow2_make *m, struct error *err)
 
 	if (m->cluster & (m->cluster - 1) || m->cluster < 1u << CLUSTER_BITS_MIN ||
 	    m->cluster > 1u << CLUSTER_BITS_MAX)
-		return error_set(
-		    err, EINVAL,
-		    "image %s: a cluster has a power of two of bytes, from 512 to 2M (64K is usual)",
-		    c->name);
+		return error_set(err, EINVAL,
+				 "image %s: a cluster has a power of two of bytes, from 512 to 2M "
+				 "(64K is usual)",
+				 c->name);
 	if (!c->size || c->size % DISK_SECTOR)
 		return error_set(err, EINVAL,
 				 "image %s: give a size that is a multiple of 512 bytes", c->name);

@@ -16,9 +16,9 @@
 struct qcow2_make;
 
 struct qcow2_make_config {
-	const char *name;  /* for sentences in errors; outlives the making */
-	uint64_t size;     /* bytes, whole sectors */
-	uint64_t cluster;  /* bytes, a power of two from 512 to 2 MiB; 0: the default */
+	const char *name; /* for sentences in errors; outlives the making */
+	uint64_t size;    /* bytes, whole sectors */
+	uint64_t cluster; /* bytes, a power of two from 512 to 2 MiB; 0: the default */
 	const char *backing, *backing_format; /* the file's name as it is to be kept; NULL: none */
 	bool compress;                        /* clusters, with zstd */
 };

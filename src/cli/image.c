@@ -62,7 +62,8 @@ int image_arguments(const struct image_usage *usage, int argc, char **argv, void
 	static const char *const counts[] = {"options only", "one FILE", "FILE and COPY"};
 	struct option_list words = {0};
 	struct error err;
-	int rc = options_parse_words(usage->specs, usage->nspecs, argc, argv, options, &words, &err);
+	int rc =
+	    options_parse_words(usage->specs, usage->nspecs, argc, argv, options, &words, &err);
 
 	if (rc > 0) {
 		printf("usage: takt image %s\n", usage->text);
@@ -72,8 +73,7 @@ int image_arguments(const struct image_usage *usage, int argc, char **argv, void
 	if (!rc && words.count != usage->files)
 		rc = error_set(&err, EINVAL,
 			       "takt image %s takes %s, not %u: 'takt image %s --help' says more",
-			       argv[0], counts[usage->files], words.count,
-			       argv[0]);
+			       argv[0], counts[usage->files], words.count, argv[0]);
 	if (rc < 0) {
 		log_error("%s", err.text);
 		return STATUS_USAGE;

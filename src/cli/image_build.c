@@ -32,8 +32,8 @@
 #define NOT_RUN 127 /* the shell's status for a command that is not there */
 
 /* systemd's own network and name services, so that nothing else is needed for them. */
-#define PACKAGES                                                                                   \
-	"linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,systemd-resolved,udev,dbus,"    \
+#define PACKAGES                                                                                \
+	"linux-image-cloud-amd64,initramfs-tools,zstd,systemd-sysv,systemd-resolved,udev,dbus," \
 	"libpam-systemd,kmod,e2fsprogs,iproute2,iputils-ping,procps,login,passwd"
 
 /* Before the kernel is installed, which makes its initramfs: drivers of the disks that virtual
@@ -224,7 +224,8 @@ static int run_both(const struct build_options *o, int errors, struct error *err
 
 	snprintf(hook, sizeof(hook), "--essential-hook=%s", initramfs_hook);
 	if ((size_t)snprintf(packages, sizeof(packages), "--include=" PACKAGES "%s%s",
-			     o->include ? "," : "", o->include ? o->include : "") >= sizeof(packages))
+			     o->include ? "," : "",
+			     o->include ? o->include : "") >= sizeof(packages))
 		return error_set(err, E2BIG, "--include: too many packages");
 	if (null < 0 || pipe2(pipe_fds, O_CLOEXEC))
 		return error_set(err, errno, "cannot start mmdebstrap: %s", strerror(errno));
@@ -242,8 +243,9 @@ static int run_both(const struct build_options *o, int errors, struct error *err
 	if (status[0])
 		return error_set(err, EIO,
 				 "mmdebstrap could not make the system (its messages are above)%s",
-				 root ? "" : ": who is not root needs package uidmap and an entry in "
-					     "/etc/subuid");
+				 root ? ""
+				      : ": who is not root needs package uidmap and an entry in "
+					"/etc/subuid");
 	if (status[1])
 		return error_set(err, EIO,
 				 "no file system could be made of the tree (messages are above): "
@@ -261,9 +263,9 @@ static int temporary(const char *dir, struct error *err)
 
 	if (fd >= 0 && !fchmod(fd, 0666))
 		return fd;
-	return error_set(err, errno,
-			 "cannot make a temporary file in %s: %s: let TMPDIR name another directory",
-			 dir, strerror(errno));
+	return error_set(
+	    err, errno, "cannot make a temporary file in %s: %s: let TMPDIR name another directory",
+	    dir, strerror(errno));
 }
 
 static void set_environment(const struct build_options *o, const char *dir, int image,
@@ -297,8 +299,8 @@ static int make_file_system(const struct build_options *o, int image, const char
 		return -EIO;
 	ret = hash_password(o, hash, sizeof(hash), err);
 	if (!ret && ftruncate(image, (off_t)o->size))
-		ret = error_set(err, errno, "--size: no room for it in %s: %s", dir,
-				strerror(errno));
+		ret =
+		    error_set(err, errno, "--size: no room for it in %s: %s", dir, strerror(errno));
 	if (!ret) {
 		set_environment(o, dir, image, hash);
 		ret = run_both(o, errors, err);
@@ -358,8 +360,10 @@ static int build(struct build_options *o, struct error *err)
 int image_build(int argc, char **argv)
 {
 	static const struct image_usage usage = {
-	    "build -o FILE [OPTIONS]\n\nMakes a Debian system with its own kernel, to be booted with\n"
-	    "'takt run --disk FILE'.  Needs the packages mmdebstrap, e2fsprogs and uidmap and\nDebian's mirror, not root.\n",
+	    "build -o FILE [OPTIONS]\n\nMakes a Debian system with its own kernel, to be booted "
+	    "with\n"
+	    "'takt run --disk FILE'.  Needs the packages mmdebstrap, e2fsprogs and uidmap "
+	    "and\nDebian's mirror, not root.\n",
 	    specs, ARRAY_SIZE(specs), 0};
 	struct build_options options = {
 	    .size = SIZE_DEFAULT, .suite = "bookworm", .hostname = "debian"};

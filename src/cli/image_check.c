@@ -33,7 +33,8 @@ static void print_findings(const char *path, const struct qcow2_findings *f)
 	       ": ",
 	       path, f->data, f->packed, f->clusters);
 	if (f->corruptions)
-		printf("%" PRIu64 " errors, %" PRIu64 " leaked clusters: copy what can be read with "
+		printf("%" PRIu64 " errors, %" PRIu64
+		       " leaked clusters: copy what can be read with "
 		       "'takt image convert'\n",
 		       f->corruptions, f->leaks);
 	else if (f->leaks > f->repaired)
@@ -78,7 +79,8 @@ static int check(const char *path, struct check_options *options, struct error *
 int image_check(int argc, char **argv)
 {
 	static const struct image_usage usage = {
-	    "check FILE [OPTIONS]\n\nCompares what a qcow2 image uses with what it counts as used.\n"
+	    "check FILE [OPTIONS]\n\nCompares what a qcow2 image uses with what it counts as "
+	    "used.\n"
 	    "Status: 0 no errors, 1 it could not be checked, 3 leaks, 4 corrupt.\n",
 	    specs, ARRAY_SIZE(specs), 1};
 	struct check_options options = {0};

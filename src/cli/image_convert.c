@@ -154,8 +154,8 @@ int image_copy(const struct image_copy *c, struct error *err)
 static int convert(const char *from, const char *to, struct convert_options *o, struct error *err)
 {
 	struct disk_config config = {.path = from, .read_only = true};
-	struct image_copy copy = {.from_name = from, .to_name = to, .compress = o->compress,
-				  .cluster = o->cluster};
+	struct image_copy copy = {
+	    .from_name = from, .to_name = to, .compress = o->compress, .cluster = o->cluster};
 	struct image_output out = {.fd = -1};
 	int ret = 0;
 
@@ -189,8 +189,8 @@ static int convert(const char *from, const char *to, struct convert_options *o, 
 int image_convert(int argc, char **argv)
 {
 	static const struct image_usage usage = {
-	    "convert FILE COPY [OPTIONS]\n\nCopies a disk, with what its backing files hold.\n", specs,
-	    ARRAY_SIZE(specs), 2};
+	    "convert FILE COPY [OPTIONS]\n\nCopies a disk, with what its backing files hold.\n",
+	    specs, ARRAY_SIZE(specs), 2};
 	struct convert_options options = {0};
 	const char *files[2];
 	struct error err;

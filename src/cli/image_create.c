@@ -20,8 +20,9 @@ struct create_options {
 static const struct option_spec specs[] = {
     {"size", "SIZE", "of the disk, with K, M, G or T (default: the backing file's)", OPTION_SIZE,
      offsetof(struct create_options, size)},
-    {"format", "NAME", "raw or qcow2 (default: qcow2 if FILE ends in .qcow2 or has a\nbacking file)",
-     OPTION_TEXT, offsetof(struct create_options, format)},
+    {"format", "NAME",
+     "raw or qcow2 (default: qcow2 if FILE ends in .qcow2 or has a\nbacking file)", OPTION_TEXT,
+     offsetof(struct create_options, format)},
     {"backing", "FILE", "what is read where nothing was written; relative to the image",
      OPTION_TEXT, offsetof(struct create_options, backing)},
     {"backing-format", "NAME", "of that: raw or qcow2 (default: by its name)", OPTION_TEXT,
@@ -44,8 +45,9 @@ static int look_at_backing(const char *path, struct create_options *o, struct er
 	if (!config.format)
 		return -err->code;
 	snprintf(dir, sizeof(dir), "%s", path);
-	n = o->backing[0] == '/' ? snprintf(whole, sizeof(whole), "%s", o->backing)
-				 : snprintf(whole, sizeof(whole), "%s/%s", dirname(dir), o->backing);
+	n = o->backing[0] == '/'
+		? snprintf(whole, sizeof(whole), "%s", o->backing)
+		: snprintf(whole, sizeof(whole), "%s/%s", dirname(dir), o->backing);
 	if (n >= PATH_MAX)
 		return error_set(err, ENAMETOOLONG, "--backing: the name is too long");
 	d = disk_open(&config, err);
@@ -116,9 +118,9 @@ static int create(const char *path, struct create_options *o, struct error *err)
 
 int image_create(int argc, char **argv)
 {
-	static const struct image_usage usage = {
-	    "create FILE --size SIZE [OPTIONS]\n\nMakes an empty disk; room is taken as it is written.\n",
-	    specs, ARRAY_SIZE(specs), 1};
+	static const struct image_usage usage = {"create FILE --size SIZE [OPTIONS]\n\nMakes an "
+						 "empty disk; room is taken as it is written.\n",
+						 specs, ARRAY_SIZE(specs), 1};
 	struct create_options options = {0};
 	struct error err;
 	const char *path;

@@ -62,7 +62,8 @@ static int look(struct info *info, struct error *err)
 	struct stat st;
 
 	if (fd < 0 || fstat(fd, &st))
-		ret = error_set(err, errno, "cannot open image %s: %s", info->path, strerror(errno));
+		ret =
+		    error_set(err, errno, "cannot open image %s: %s", info->path, strerror(errno));
 	else if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		ret = error_set(err, EINVAL, "%s is neither a regular file nor a block device",
 				info->path);

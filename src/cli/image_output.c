@@ -85,8 +85,8 @@ static int link_temporary(struct image_output *o)
 
 	snprintf(self, sizeof(self), "/proc/self/fd/%d", o->fd);
 	for (unsigned i = 0; i < 100; i++) {
-		if (snprintf(o->temporary, sizeof(o->temporary), "%s.%d-%u", o->path, getpid(), i) >=
-		    PATH_MAX)
+		if (snprintf(o->temporary, sizeof(o->temporary), "%s.%d-%u", o->path, getpid(),
+			     i) >= PATH_MAX)
 			return -ENAMETOOLONG;
 		if (!linkat(AT_FDCWD, self, AT_FDCWD, o->temporary, AT_SYMLINK_FOLLOW))
 			return 0;

@@ -133,10 +133,10 @@ int images_open_disk(struct boot_image *image, struct disk *disk, const char *op
 	snprintf(names[0], sizeof(names[0]), "%.3000s:%s", path, found.kernel);
 	snprintf(names[1], sizeof(names[1]), "%.3000s:%s", path, found.initrd);
 	files[0] = (struct boot_file){names[0], found.kernel_fd};
-	files[1] = initrd ? (struct boot_file){initrd, -1}
-			  : (struct boot_file){names[1], found.initrd_fd};
-	rc = boot_image_open_files(image, &files[0],
-				   initrd || found.initrd[0] ? &files[1] : NULL, err);
+	files[1] =
+	    initrd ? (struct boot_file){initrd, -1} : (struct boot_file){names[1], found.initrd_fd};
+	rc = boot_image_open_files(image, &files[0], initrd || found.initrd[0] ? &files[1] : NULL,
+				   err);
 	bootdisk_close(&found);
 	if (rc)
 		return rc;
@@ -144,7 +144,9 @@ int images_open_disk(struct boot_image *image, struct disk *disk, const char *op
 		snprintf(partition, sizeof(partition), "%u", found.root_partition);
 	snprintf(root, IMAGES_ROOT_MAX, "root=/dev/vda%s rw", partition);
 	log_info("booting %s with %s, %s", names[0],
-		 initrd ? initrd : found.initrd[0] ? names[1] : "no initramfs",
+		 initrd            ? initrd
+		 : found.initrd[0] ? names[1]
+				   : "no initramfs",
 		 root);
 	return 0;
 }

@@ -40,8 +40,8 @@ static int shell(struct bench *b, const char *fmt, ...)
 	va_start(args, fmt);
 	vsnprintf(command, sizeof(command), fmt, args);
 	va_end(args);
-	snprintf(line, sizeof(line), "cd %s && PATH=$PATH:/usr/sbin:/sbin && (%s) >log 2>&1", b->dir,
-		 command);
+	snprintf(line, sizeof(line), "cd %s && PATH=$PATH:/usr/sbin:/sbin && (%s) >log 2>&1",
+		 b->dir, command);
 	status = system(line);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 255;
 }
@@ -50,7 +50,8 @@ static bool have(const char *program)
 {
 	char line[128];
 
-	snprintf(line, sizeof(line), "PATH=$PATH:/usr/sbin:/sbin command -v %s >/dev/null", program);
+	snprintf(line, sizeof(line), "PATH=$PATH:/usr/sbin:/sbin command -v %s >/dev/null",
+		 program);
 	return !system(line);
 }
 
@@ -256,7 +257,7 @@ static void damage_is_found(void **state)
 	both_say(b, 0);
 	the_disk_is_the_model(b);
 	poke(b, refblock(b) + 2 * 5, "\0\2", 2); /* one in use */
-	both_say(b, 2); /* and marked as used once */
+	both_say(b, 2);                          /* and marked as used once */
 
 	make(b, 4096, false);
 	poke(b, refblock(b) + 2 * 5, "\0\0", 2);
@@ -306,7 +307,8 @@ static void no_damage_does_harm(void **state)
 		for (long k = random() % 4; k >= 0; k--) {
 			/* Header, or the tables at the end. */
 			uint64_t at = random() % 3 ? (uint64_t)st.st_size - 1 -
-							 (uint64_t)random() % MIN(64 * KiB, (uint64_t)st.st_size)
+							 (uint64_t)random() %
+							     MIN(64 * KiB, (uint64_t)st.st_size)
 						   : 4 + (uint64_t)random() % 108;
 			uint8_t byte = (uint8_t)random();
 
@@ -358,17 +360,18 @@ static void impossible_images_are_refused(void **state)
 
 /* --- systems on disks --- */
 
-#define NEED_MKE2FS()                  \
-	do {                           \
-		if (!have("mke2fs"))   \
-			skip();        \
+#define NEED_MKE2FS()                \
+	do {                         \
+		if (!have("mke2fs")) \
+			skip();      \
 	} while (0)
 
 #define TREE                                                                                       \
 	"rm -rf tree fs && mkdir -p tree/boot tree/etc tree/usr && cd tree/boot && "               \
 	"seq 100000 > vmlinuz-6.1.0-10-amd64 && seq 50000 > initrd.img-6.1.0-10-amd64 && "         \
 	"echo old > vmlinuz-6.1.0-9-amd64 && echo junk > vmlinuz-6.9.0~rc1 && "                    \
-	"echo junk > vmlinuz-9.dpkg-new && mkdir vmlinux && ln -s vmlinuz-6.1.0-10-amd64 vmlinuz && cd ../.. "
+	"echo junk > vmlinuz-9.dpkg-new && mkdir vmlinux && ln -s vmlinuz-6.1.0-10-amd64 vmlinuz " \
+	"&& cd ../.. "
 
 static struct disk *open_disk(struct bench *b, const char *format)
 {
@@ -391,9 +394,10 @@ static void find_system(struct bench *b, const char *format, unsigned partition)
 	assert_string_equal(boot.kernel, "/boot/vmlinuz-6.1.0-10-amd64");
 	assert_string_equal(boot.initrd, "/boot/initrd.img-6.1.0-10-amd64");
 	assert_int_equal(boot.root_partition, partition);
-	assert_int_equal(shell(b, "seq 100000 | cmp - /proc/%d/fd/%d && seq 50000 | cmp - /proc/%d/fd/%d",
-			       getpid(), boot.kernel_fd, getpid(), boot.initrd_fd),
-			 0);
+	assert_int_equal(
+	    shell(b, "seq 100000 | cmp - /proc/%d/fd/%d && seq 50000 | cmp - /proc/%d/fd/%d",
+		  getpid(), boot.kernel_fd, getpid(), boot.initrd_fd),
+	    0);
 	bootdisk_close(&boot);
 	disk_close(d);
 }
@@ -418,26 +422,26 @@ static void the_newest_kernel_is_found(void **state)
 
 	NEED_MKE2FS();
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
-		assert_int_equal(shell(b, TREE "&& rm -f disk && mke2fs -q %s -d tree disk 16M",
-				       options[i]),
-				 0);
+		assert_int_equal(
+		    shell(b, TREE "&& rm -f disk && mke2fs -q %s -d tree disk 16M", options[i]), 0);
 		find_system(b, "raw", 0);
 	}
 	if (!have("qemu-img"))
 		return;
-	assert_int_equal(
-	    shell(b, "mv disk raw && qemu-img convert -c -f raw -O qcow2 raw disk"), 0);
+	assert_int_equal(shell(b, "mv disk raw && qemu-img convert -c -f raw -O qcow2 raw disk"),
+			 0);
 	find_system(b, "qcow2", 0);
 }
 
 /* Puts file system "fs" into partitions that `script` makes with sfdisk. */
 static void make_partitioned(struct bench *b, const char *script, unsigned start_mib)
 {
-	assert_int_equal(shell(b,
-			       "rm -f disk && truncate -s 64M disk && printf '%s' | sfdisk -q disk && "
-			       "dd if=fs of=disk bs=1M seek=%u conv=notrunc",
-			       script, start_mib),
-			 0);
+	assert_int_equal(
+	    shell(b,
+		  "rm -f disk && truncate -s 64M disk && printf '%s' | sfdisk -q disk && "
+		  "dd if=fs of=disk bs=1M seek=%u conv=notrunc",
+		  script, start_mib),
+	    0);
 }
 
 static void partitions_are_searched(void **state)
@@ -457,14 +461,16 @@ static void partitions_are_searched(void **state)
 	/* The marked one is the root, though another has a system, too. */
 	make_partitioned(b,
 			 "label: gpt\\n16384,32768,L\\n"
-			 "51200,32768,4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\\n", 8);
+			 "51200,32768,4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\\n",
+			 8);
 	assert_int_equal(shell(b, "dd if=fs of=disk bs=1M seek=25 conv=notrunc"), 0);
 	find_system(b, "raw", 2);
 	/* /boot on its own. */
-	assert_int_equal(shell(b, "mv tree/boot . && mkdir tree/boot && mke2fs -q -t ext4 -d tree root 8M && "
-				  "mv boot/* . && mkdir -p b && mv vmlinuz-* initrd* b && "
-				  "mke2fs -q -F -t ext2 -d b fs 16M"),
-			 0);
+	assert_int_equal(
+	    shell(b, "mv tree/boot . && mkdir tree/boot && mke2fs -q -t ext4 -d tree root 8M && "
+		     "mv boot/* . && mkdir -p b && mv vmlinuz-* initrd* b && "
+		     "mke2fs -q -F -t ext2 -d b fs 16M"),
+	    0);
 	make_partitioned(b, "label: gpt\\n16384,32768,L\\n51200,32768,L\\n", 8);
 	assert_int_equal(shell(b, "dd if=root of=disk bs=1M seek=25 conv=notrunc"), 0);
 	{
@@ -499,8 +505,9 @@ static void disks_without_a_system_say_so(void **state)
 			 0);
 	refuse_system(b, EFBIG, "too large");
 	/* Its checksum does not hold. */
-	assert_int_equal(shell(b, "block=$(debugfs -R 'blocks /boot' disk 2>/dev/null | tr -d ' ') && "
-				  "echo junk | dd of=disk bs=1024 seek=$block conv=notrunc"),
+	assert_int_equal(shell(b,
+			       "block=$(debugfs -R 'blocks /boot' disk 2>/dev/null | tr -d ' ') && "
+			       "echo junk | dd of=disk bs=1024 seek=$block conv=notrunc"),
 			 0);
 	refuse_system(b, EUCLEAN, "e2fsck");
 }
@@ -516,7 +523,8 @@ static void damaged_disks_do_no_harm(void **state)
 
 	NEED_MKE2FS();
 	srandom(4);
-	assert_int_equal(shell(b, TREE "&& mke2fs -q -t ext4 -O ^metadata_csum -b 1024 -d tree disk 4M"), 0);
+	assert_int_equal(
+	    shell(b, TREE "&& mke2fs -q -t ext4 -O ^metadata_csum -b 1024 -d tree disk 4M"), 0);
 	assert_int_equal(stat(b->path, &st), 0);
 	good = malloc((size_t)st.st_size);
 	fd = open(b->path, O_RDWR);
@@ -593,8 +601,8 @@ static void damaged_tables_do_no_harm(void **state)
 		n = partitions_read(d, p);
 		assert_true(n >= 0 && n <= PARTITIONS_MAX);
 		for (int k = 0; k < n; k++)
-			assert_true(p[k].number && p[k].size && p[k].start && p[k].start < d->size &&
-				    p[k].size <= d->size - p[k].start);
+			assert_true(p[k].number && p[k].size && p[k].start &&
+				    p[k].start < d->size && p[k].size <= d->size - p[k].start);
 		disk_close(d);
 	}
 }
@@ -603,14 +611,10 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(made_images_are_whole),
-	    TEST(damage_is_found),
-	    TEST(no_damage_does_harm),
-	    TEST(impossible_images_are_refused),
-	    TEST(the_newest_kernel_is_found),
-	    TEST(partitions_are_searched),
-	    TEST(disks_without_a_system_say_so),
-	    TEST(damaged_disks_do_no_harm),
+	    TEST(made_images_are_whole),         TEST(damage_is_found),
+	    TEST(no_damage_does_harm),           TEST(impossible_images_are_refused),
+	    TEST(the_newest_kernel_is_found),    TEST(partitions_are_searched),
+	    TEST(disks_without_a_system_say_so), TEST(damaged_disks_do_no_harm),
 	    TEST(damaged_tables_do_no_harm),
 	};
 
