@@ -23,6 +23,7 @@
 #include "chip/acpi.h"
 #include "cli/commands.h"
 #include "cli/disks.h"
+#include "cli/gdb.h"
 #include "cli/images.h"
 #include "cli/options.h"
 #include "cli/shares.h"
@@ -41,7 +42,7 @@
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols;
+	    *symbols, *gdb;
 	struct option_list disks, shares;
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
@@ -86,6 +87,8 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, perf_jitdump)},
     {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
      OPTION_TEXT, offsetof(struct run_options, symbols)},
+    {"gdb", "PORT|SOCKET", "wait for gdb there before the first instruction", OPTION_TEXT,
+     offsetof(struct run_options, gdb)},
     {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
      offsetof(struct run_options, verbose)},
 };
@@ -108,6 +111,7 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct gdb_server *gdb;  /* NULL without --gdb */
 	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
 	_Atomic unsigned resets;
@@ -152,6 +156,7 @@ static size_t console_typed(void *data, const uint8_t *buf, size_t len)
 
 static void finish(struct run *r, int status)
 {
+	gdb_server_exited(r->gdb, status);
 	r->status = status;
 	loop_stop(&r->loop);
 }
@@ -233,8 +238,15 @@ static void event_arrived(void *data)
 	switch ((enum machine_event)event) {
 	case MACHINE_POWEROFF: finish(r, STATUS_OK); break;
 	case MACHINE_RESET: reset(r); break;
-	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
-	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
+	case MACHINE_DEBUG: gdb_server_stopped(r->gdb); break;
+	case MACHINE_PANIC:
+		if (!gdb_server_holds(r->gdb, GDB_SIGABRT, STATUS_PANIC))
+			finish(r, STATUS_PANIC);
+		break;
+	case MACHINE_TRIPLE_FAULT:
+		if (!gdb_server_holds(r->gdb, GDB_SIGSEGV, STATUS_TRIPLE_FAULT))
+			finish(r, STATUS_TRIPLE_FAULT);
+		break;
 	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
@@ -417,6 +429,25 @@ static int make_monitor(struct run *r, struct error *err)
 	return r->monitor ? 0 : -err->code;
 }
 
+static void gdb_ends(void *data, int status)
+{
+	finish(data, status);
+}
+
+static int make_gdb(struct run *r, struct error *err)
+{
+	struct gdb_server_config config = {.where = r->options.gdb,
+					   .loop = &r->loop,
+					   .machine = r->machine,
+					   .end = gdb_ends,
+					   .data = r};
+
+	if (!r->options.gdb)
+		return 0;
+	r->gdb = gdb_server_start(&config, err);
+	return r->gdb ? 0 : -err->code;
+}
+
 /* Everything that can go wrong before the guest's first instruction. */
 static int start(struct run *r, struct error *err)
 {
@@ -433,7 +464,8 @@ static int start(struct run *r, struct error *err)
 	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
-	return make_monitor(r, err);
+	rc = make_monitor(r, err);
+	return rc ? rc : make_gdb(r, err);
 }
 
 /* --- the end
@@ -467,6 +499,8 @@ static void stop(struct run *r)
 {
 	monitor_destroy(r->monitor, r->status);
 	r->monitor = NULL;
+	gdb_server_stop(r->gdb);
+	r->gdb = NULL;
 	if (r->sched && r->machine)
 		sched_remove(r->sched, r->machine);
 	console_close(r->console);
@@ -499,7 +533,8 @@ static int run(struct run *r)
 		log_error("%s", err.text);
 		r->status = STATUS_ERROR;
 	} else {
-		sched_resume(r->machine);
+		if (!r->gdb)
+			sched_resume(r->machine);
 		if (loop_run(&r->loop, &r->failure))
 			r->status = STATUS_ERROR;
 		sched_pause(r->machine);
