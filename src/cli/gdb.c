@@ -29,8 +29,8 @@ struct gdb_server {
 	struct loop_source listener, connection;
 	struct gdb *gdb; /* NULL: nobody is connected */
 	bool running;
-	bool leaves;        /* the session is over when its packet is done */
-	int ended;          /* the status that the machine's end stands for */
+	bool leaves; /* the session is over when its packet is done */
+	int ended;   /* the status that the machine's end stands for */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* of the socket; "": a port */
 };
 
@@ -165,7 +165,8 @@ static void accept_connection(struct loop_source *source, uint32_t events)
 	if (s->running)
 		hold_machine(s);
 	s->gdb = gdb_create(s->config.machine, &server_ops, s, &err);
-	if (s->gdb && !loop_add(s->config.loop, &s->connection, fd, EPOLLIN, connection_ready, &err))
+	if (s->gdb &&
+	    !loop_add(s->config.loop, &s->connection, fd, EPOLLIN, connection_ready, &err))
 		return;
 	log_warn("--gdb: %s", err.text);
 	gdb_destroy(s->gdb);
@@ -235,7 +236,8 @@ static int listen_on_path(struct gdb_server *s, struct error *err)
 	int fd;
 
 	if (strlen(s->config.where) >= sizeof(address.sun_path))
-		return error_set(err, ENAMETOOLONG, "--gdb %s: a socket's path has at most %zu characters",
+		return error_set(err, ENAMETOOLONG,
+				 "--gdb %s: a socket's path has at most %zu characters",
 				 s->config.where, sizeof(address.sun_path) - 1);
 	strcpy(address.sun_path, s->config.where);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -263,7 +265,8 @@ static int listen_somewhere(struct gdb_server *s, struct error *err)
 	}
 	if (!strchr(where, '/'))
 		return error_set(err, EINVAL,
-				 "--gdb %s: give a port, or the path of a socket, with a '/'", where);
+				 "--gdb %s: give a port, or the path of a socket, with a '/'",
+				 where);
 	return listen_on_path(s, err);
 }
 

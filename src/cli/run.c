@@ -49,10 +49,12 @@ struct run_options {
 };
 
 static const struct option_spec specs[] = {
-    {"kernel", "FILE", "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the newest in /boot or takt's cache)",
+    {"kernel", "FILE",
+     "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the "
+     "newest in /boot or takt's cache)",
      OPTION_TEXT, offsetof(struct run_options, kernel)},
-    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)", OPTION_TEXT,
-     offsetof(struct run_options, initrd)},
+    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)",
+     OPTION_TEXT, offsetof(struct run_options, initrd)},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",
@@ -98,7 +100,7 @@ struct run {
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
-	bool disk_boot;		 /* it is that of the first disk */
+	bool disk_boot;          /* it is that of the first disk */
 	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;

@@ -15,30 +15,112 @@
 #define SEGMENTS "org.gnu.gdb.i386.segments"
 #define SYSTEM "takt.x86.system"
 
-#define R64(name) {name, "int64", CORE, 64}
-#define R32(name) {name, "int32", CORE, 32}
-#define ST(name) {name, "i387_ext", CORE, 80}
-#define FP(name) {name, "int", CORE, 32}
-#define XMM(name) {name, "vec128", SSE, 128}
-#define SYS(name) {name, "int64", SYSTEM, 64}
+#define R64(name)                       \
+	{                               \
+		name, "int64", CORE, 64 \
+	}
+#define R32(name)                       \
+	{                               \
+		name, "int32", CORE, 32 \
+	}
+#define ST(name)                           \
+	{                                  \
+		name, "i387_ext", CORE, 80 \
+	}
+#define FP(name)                      \
+	{                             \
+		name, "int", CORE, 32 \
+	}
+#define XMM(name)                        \
+	{                                \
+		name, "vec128", SSE, 128 \
+	}
+#define SYS(name)                         \
+	{                                 \
+		name, "int64", SYSTEM, 64 \
+	}
 
 static const struct debug_register registers[] = {
-    R64("rax"), R64("rbx"), R64("rcx"), R64("rdx"), R64("rsi"), R64("rdi"),
-    {"rbp", "data_ptr", CORE, 64}, {"rsp", "data_ptr", CORE, 64},
-    R64("r8"), R64("r9"), R64("r10"), R64("r11"), R64("r12"), R64("r13"), R64("r14"), R64("r15"),
-    {"rip", "code_ptr", CORE, 64}, {"eflags", "i386_eflags", CORE, 32},
-    R32("cs"), R32("ss"), R32("ds"), R32("es"), R32("fs"), R32("gs"),
-    ST("st0"), ST("st1"), ST("st2"), ST("st3"), ST("st4"), ST("st5"), ST("st6"), ST("st7"),
-    FP("fctrl"), FP("fstat"), FP("ftag"), FP("fiseg"), FP("fioff"), FP("foseg"), FP("fooff"), FP("fop"),
-    XMM("xmm0"), XMM("xmm1"), XMM("xmm2"), XMM("xmm3"), XMM("xmm4"), XMM("xmm5"), XMM("xmm6"),
-    XMM("xmm7"), XMM("xmm8"), XMM("xmm9"), XMM("xmm10"), XMM("xmm11"), XMM("xmm12"), XMM("xmm13"),
-    XMM("xmm14"), XMM("xmm15"), {"mxcsr", "int", SSE, 32},
-    {"fs_base", "int64", SEGMENTS, 64}, {"gs_base", "int64", SEGMENTS, 64},
-    SYS("k_gs_base"), SYS("cr0"), SYS("cr2"), SYS("cr3"), SYS("cr4"), SYS("efer"),
+    R64("rax"),
+    R64("rbx"),
+    R64("rcx"),
+    R64("rdx"),
+    R64("rsi"),
+    R64("rdi"),
+    {"rbp", "data_ptr", CORE, 64},
+    {"rsp", "data_ptr", CORE, 64},
+    R64("r8"),
+    R64("r9"),
+    R64("r10"),
+    R64("r11"),
+    R64("r12"),
+    R64("r13"),
+    R64("r14"),
+    R64("r15"),
+    {"rip", "code_ptr", CORE, 64},
+    {"eflags", "i386_eflags", CORE, 32},
+    R32("cs"),
+    R32("ss"),
+    R32("ds"),
+    R32("es"),
+    R32("fs"),
+    R32("gs"),
+    ST("st0"),
+    ST("st1"),
+    ST("st2"),
+    ST("st3"),
+    ST("st4"),
+    ST("st5"),
+    ST("st6"),
+    ST("st7"),
+    FP("fctrl"),
+    FP("fstat"),
+    FP("ftag"),
+    FP("fiseg"),
+    FP("fioff"),
+    FP("foseg"),
+    FP("fooff"),
+    FP("fop"),
+    XMM("xmm0"),
+    XMM("xmm1"),
+    XMM("xmm2"),
+    XMM("xmm3"),
+    XMM("xmm4"),
+    XMM("xmm5"),
+    XMM("xmm6"),
+    XMM("xmm7"),
+    XMM("xmm8"),
+    XMM("xmm9"),
+    XMM("xmm10"),
+    XMM("xmm11"),
+    XMM("xmm12"),
+    XMM("xmm13"),
+    XMM("xmm14"),
+    XMM("xmm15"),
+    {"mxcsr", "int", SSE, 32},
+    {"fs_base", "int64", SEGMENTS, 64},
+    {"gs_base", "int64", SEGMENTS, 64},
+    SYS("k_gs_base"),
+    SYS("cr0"),
+    SYS("cr2"),
+    SYS("cr3"),
+    SYS("cr4"),
+    SYS("efer"),
 };
 
 /* Numbers in that table. */
-enum { RIP = 16, EFLAGS, CS, ST0 = 24, FCTRL = 32, XMM0 = 40, MXCSR = 56, FS_BASE, GS_BASE, SYSTEM0 };
+enum {
+	RIP = 16,
+	EFLAGS,
+	CS,
+	ST0 = 24,
+	FCTRL = 32,
+	XMM0 = 40,
+	MXCSR = 56,
+	FS_BASE,
+	GS_BASE,
+	SYSTEM0
+};
 
 /* In the image that FXSAVE writes (SDM 1, 10.5.1), and XSTATE_BV behind it. */
 #define FX_STATUS 2
@@ -53,8 +135,9 @@ enum { RIP = 16, EFLAGS, CS, ST0 = 24, FCTRL = 32, XMM0 = 40, MXCSR = 56, FS_BAS
 #define STATE_X87 1ull
 #define STATE_SSE 2ull
 
-static const uint8_t gpr[] = {GPR_RAX, GPR_RBX, GPR_RCX, GPR_RDX, GPR_RSI, GPR_RDI, GPR_RBP, GPR_RSP,
-			      GPR_R8,  GPR_R9,	GPR_R10, GPR_R11, GPR_R12, GPR_R13, GPR_R14, GPR_R15};
+static const uint8_t gpr[] = {GPR_RAX, GPR_RBX, GPR_RCX, GPR_RDX, GPR_RSI, GPR_RDI,
+			      GPR_RBP, GPR_RSP, GPR_R8,  GPR_R9,  GPR_R10, GPR_R11,
+			      GPR_R12, GPR_R13, GPR_R14, GPR_R15};
 static const uint8_t segments[] = {SEG_CS, SEG_SS, SEG_DS, SEG_ES, SEG_FS, SEG_GS};
 
 const struct debug_register *debug_register(unsigned n)
@@ -160,7 +243,8 @@ int debug_register_read(const struct vcpu *v, unsigned n, uint8_t value[DEBUG_RE
 	return 0;
 }
 
-static void write_fx(struct vcpu *v, unsigned at, const uint8_t *value, unsigned size, uint64_t state)
+static void write_fx(struct vcpu *v, unsigned at, const uint8_t *value, unsigned size,
+		     uint64_t state)
 {
 	uint64_t there;
 	uint8_t fx[512];
@@ -186,7 +270,8 @@ int debug_register_write(struct machine *m, struct vcpu *v, unsigned n,
 		v->rip = word;
 	} else if (n == EFLAGS) {
 		/* Not VM, IOPL and what a write by a program could not change either. */
-		uint64_t may = RFLAGS_ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_AC | RFLAGS_ID;
+		uint64_t may =
+		    RFLAGS_ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_AC | RFLAGS_ID;
 
 		v->rflags = (v->rflags & ~may) | (word & may) | RFLAGS_FIXED;
 	} else if (n >= ST0 && n < FCTRL) {
@@ -225,7 +310,8 @@ struct paging {
 static struct paging paging_of(const struct vcpu *v)
 {
 	if (v->efer & EFER_LMA)
-		return (struct paging){v->cr4 & CR4_LA57 ? 5 : 4, 9, 8, v->cr3 & 0x000ffffffffff000ull};
+		return (struct paging){v->cr4 & CR4_LA57 ? 5 : 4, 9, 8,
+				       v->cr3 & 0x000ffffffffff000ull};
 	if (v->cr4 & CR4_PAE)
 		return (struct paging){3, 9, 8, v->cr3 & 0xffffffe0u};
 	return (struct paging){2, 10, 4, v->cr3 & 0xfffff000u};
@@ -269,8 +355,8 @@ static bool translate(struct machine *m, const struct vcpu *v, gva_t la, gpa_t *
 }
 
 /* A piece of memory that lies in one page, or NULL. */
-static uint8_t *piece(struct machine *m, const struct vcpu *v, uint64_t at, uint64_t len, gpa_t *gpa,
-		      uint64_t *n)
+static uint8_t *piece(struct machine *m, const struct vcpu *v, uint64_t at, uint64_t len,
+		      gpa_t *gpa, uint64_t *n)
 {
 	*n = MIN(len, GUEST_PAGE_SIZE - (at & GUEST_PAGE_MASK));
 	*gpa = at;
@@ -340,8 +426,8 @@ void debug_detach(struct machine *m)
 /* Tells the vcpus. */
 static void arm(struct debug_breakpoints *b, struct machine *m)
 {
-	static const unsigned rw[] = {[DEBUG_HARDWARE] = 0, [DEBUG_WRITE] = 1, [DEBUG_READ] = 3,
-				      [DEBUG_ACCESS] = 3};
+	static const unsigned rw[] = {
+	    [DEBUG_HARDWARE] = 0, [DEBUG_WRITE] = 1, [DEBUG_READ] = 3, [DEBUG_ACCESS] = 3};
 	uint64_t dr7 = 0;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(b->hardware); i++) {

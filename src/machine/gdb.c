@@ -20,8 +20,8 @@ struct gdb {
 	const struct gdb_ops *ops;
 	void *data;
 	bool running, no_ack, physical;
-	bool swbreak, hwbreak; /* gdb knows these reasons */
-	unsigned thread;       /* a vcpu's index: whose registers and memory are meant */
+	bool swbreak, hwbreak;  /* gdb knows these reasons */
+	unsigned thread;        /* a vcpu's index: whose registers and memory are meant */
 	enum gdb_signal signal; /* of the last stop */
 	unsigned stopped;       /* the vcpu that it was */
 	struct debug_breakpoints breaks;
@@ -158,9 +158,12 @@ static struct vcpu *vcpu_of(const struct gdb *g, unsigned index)
 static const char xml_types[] =
     "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/>"
     "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
-    "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/><vector id=\"v8i16\" type=\"int16\" count=\"8\"/>"
-    "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/><vector id=\"v2i64\" type=\"int64\" count=\"2\"/>"
-    "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/><field name=\"v2_double\" type=\"v2d\"/>"
+    "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/><vector id=\"v8i16\" type=\"int16\" "
+    "count=\"8\"/>"
+    "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/><vector id=\"v2i64\" type=\"int64\" "
+    "count=\"2\"/>"
+    "<union id=\"vec128\"><field name=\"v4_float\" type=\"v4f\"/><field name=\"v2_double\" "
+    "type=\"v2d\"/>"
     "<field name=\"v16_int8\" type=\"v16i8\"/><field name=\"v8_int16\" type=\"v8i16\"/>"
     "<field name=\"v4_int32\" type=\"v4i32\"/><field name=\"v2_int64\" type=\"v2i64\"/>"
     "<field name=\"uint128\" type=\"uint128\"/></union>";
@@ -173,7 +176,8 @@ static const char xml_flags[] =
     "<field name=\"IF\" start=\"9\" end=\"9\"/><field name=\"DF\" start=\"10\" end=\"10\"/>"
     "<field name=\"OF\" start=\"11\" end=\"11\"/><field name=\"NT\" start=\"14\" end=\"14\"/>"
     "<field name=\"RF\" start=\"16\" end=\"16\"/><field name=\"VM\" start=\"17\" end=\"17\"/>"
-    "<field name=\"AC\" start=\"18\" end=\"18\"/><field name=\"ID\" start=\"21\" end=\"21\"/></flags>";
+    "<field name=\"AC\" start=\"18\" end=\"18\"/><field name=\"ID\" start=\"21\" "
+    "end=\"21\"/></flags>";
 
 static char *describe_target(void)
 {
@@ -197,7 +201,8 @@ static char *describe_target(void)
 				fputs(xml_types, f);
 			feature = r->feature;
 		}
-		fprintf(f, "<reg name=\"%s\" bitsize=\"%u\" type=\"%s\"/>", r->name, r->bits, r->type);
+		fprintf(f, "<reg name=\"%s\" bitsize=\"%u\" type=\"%s\"/>", r->name, r->bits,
+			r->type);
 	}
 	fputs("</feature></target>", f);
 	return fclose(f) ? NULL : xml;
@@ -339,8 +344,8 @@ static void change_breakpoint(struct gdb *g, const char *p, bool insert)
 
 static void put_stop(struct gdb *g)
 {
-	static const char *const watch[] = {[DEBUG_WRITE] = "watch", [DEBUG_READ] = "rwatch",
-					    [DEBUG_ACCESS] = "awatch"};
+	static const char *const watch[] = {
+	    [DEBUG_WRITE] = "watch", [DEBUG_READ] = "rwatch", [DEBUG_ACCESS] = "awatch"};
 	const struct vcpu_debug *d = vcpu_of(g, g->stopped)->debug;
 	const struct debug_hardware *h = &g->breaks.hardware[d->hit_dr & 3];
 
@@ -476,8 +481,9 @@ static void query(struct gdb *g, const char *p)
 	if (starts(&p, "qSupported")) {
 		g->swbreak = strstr(p, "swbreak+");
 		g->hwbreak = strstr(p, "hwbreak+");
-		putf(g, "PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;vContSupported+;"
-			"swbreak+;hwbreak+",
+		putf(g,
+		     "PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;vContSupported+;"
+		     "swbreak+;hwbreak+",
 		     PACKET_MAX);
 	} else if (starts(&p, "qXfer:features:read:target.xml:")) {
 		send_description(g, p);
@@ -581,8 +587,8 @@ static void unescape(struct gdb *g)
 	size_t to = 0;
 
 	for (size_t i = 0; i < g->len; i++)
-		g->packet[to++] = g->packet[i] == ESCAPE && i + 1 < g->len ? g->packet[++i] ^ 0x20
-									    : g->packet[i];
+		g->packet[to++] =
+		    g->packet[i] == ESCAPE && i + 1 < g->len ? g->packet[++i] ^ 0x20 : g->packet[i];
 	g->len = to;
 	g->packet[to] = 0;
 }

@@ -22,8 +22,8 @@ struct gdb;
 /* On the thread that called gdb_receive() or gdb_stopped(). */
 struct gdb_ops {
 	void (*send)(void *data, const void *bytes, size_t n);
-	void (*resume)(void *data);           /* the machine shall run */
-	void (*interrupt)(void *data);        /* it shall stop: gdb_stopped() follows */
+	void (*resume)(void *data);            /* the machine shall run */
+	void (*interrupt)(void *data);         /* it shall stop: gdb_stopped() follows */
 	void (*detach)(void *data, bool kill); /* gdb goes: the machine runs on, or ends */
 };
 
