@@ -4,9 +4,11 @@ import math
 import os
 import platform
 import re
+import select
 import shutil
 import subprocess
 import sys
+import time
 
 KERNEL = "build/guest/vmlinuz"
 INITRD = "build/guest/initrd"
@@ -54,3 +56,45 @@ def update_page(section, text):
     head, rest = old.split(begin, 1)
     with open(PAGE, "w") as page:
         page.write(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+class Hang(Exception):
+    pass
+
+
+class Guest:
+    def __init__(self, command):
+        self.start = time.monotonic()
+        self.text = b""
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE)
+
+    def wait_for(self, word, timeout=30):
+        while word not in self.text:
+            left = self.start + timeout - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                self.kill()
+                raise Hang(f"no {word!r} from {self.process.args[0]} after {timeout} s: {self.text[-500:]!r}")
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                sys.exit(f"bench: {self.process.args[0]} ended: {self.text[-500:]!r}"
+                         f" {self.process.stderr.read()[-500:]!r}")
+            self.text += chunk
+        return time.monotonic() - self.start
+
+    def kill(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+def started(command, word, timeout=30, kind=Guest):
+    """A guest that got as far as `word`, and when.  QEMU's TCG hangs in about one boot of twenty: it
+    gets another try, takt does not."""
+    for tries in range(4):
+        guest = kind(command)
+        try:
+            return guest, guest.wait_for(word, timeout)
+        except Hang as hang:
+            if tries == 3 or "takt" in command[0]:
+                sys.exit(f"bench: {hang}")
+            print(f"bench: {hang}: trying again", file=sys.stderr)

@@ -17,7 +17,8 @@ static int explain_open(const struct disk_config *config, int code, struct error
 	switch (code) {
 	case ENOENT:
 		return error_set(err, code,
-				 "disk %s does not exist: make it with 'truncate -s 10G %s'",
+				 "disk %s does not exist: make it with 'takt image create --size 10G "
+				 "%s'",
 				 config->path, config->path);
 	case EACCES:
 	case EPERM:
@@ -80,7 +81,7 @@ static int check_format(int fd, const struct disk_config *config, struct error *
 	return 0;
 }
 
-static int open_file(const struct disk_config *config, struct error *err)
+int disk_open_file(const struct disk_config *config, struct error *err)
 {
 	bool write = !config->read_only && !config->snapshot;
 	/* Non-blocking: a FIFO would wait for its other end. */
@@ -114,7 +115,7 @@ static int open_file(const struct disk_config *config, struct error *err)
 
 static struct disk *open_layers(const struct disk_config *config, struct error *err)
 {
-	int fd = open_file(config, err);
+	int fd = disk_open_file(config, err);
 	struct disk *d, *over;
 
 	if (fd < 0)
@@ -177,6 +178,20 @@ void disk_submit(struct disk *d, struct disk_request *r)
 		disk_done(r, ret);
 	else
 		d->driver->submit(d, r);
+}
+
+int disk_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t size)
+{
+	if (offset > d->size || size > d->size - offset)
+		return -EINVAL;
+	return size ? d->driver->read_now(d, offset, buf, size) : 0;
+}
+
+uint64_t disk_next_data(struct disk *d, uint64_t offset)
+{
+	uint64_t at = d->driver->next_data ? d->driver->next_data(d, offset) : offset;
+
+	return MIN(MAX(at, offset), d->size);
 }
 
 unsigned disk_slice(struct iovec *to, const struct iovec *from, unsigned n, uint64_t offset,

@@ -52,6 +52,9 @@ struct disk_driver {
 	void (*submit)(struct disk *d, struct disk_request *r);
 	/* Reads now, whatever it takes: for a disk over this one, on a thread of aio's. */
 	int (*read_now)(struct disk *d, uint64_t offset, void *buf, uint64_t size);
+	/* The first byte from `offset` on that may be other than zero; the disk's size if there is
+	 * none.  May be NULL: nobody knows. */
+	uint64_t (*next_data)(struct disk *d, uint64_t offset);
 	void (*attach)(struct disk *d, struct aio *aio); /* may be NULL */
 	void (*close)(struct disk *d);                   /* frees `d` */
 };
@@ -91,6 +94,16 @@ static inline void disk_kick(struct disk *d)
 {
 	aio_kick(d->aio);
 }
+
+/* --- without aio: for programs, and while no request is in flight --- */
+
+/* -EINVAL: beyond the disk. */
+int disk_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t size);
+/* Where a program that copies the disk may go on reading at `offset`: what is skipped is zero. */
+uint64_t disk_next_data(struct disk *d, uint64_t offset);
+
+/* Opens and locks the file of `config`, whatever is in it.  Returns a descriptor. */
+int disk_open_file(const struct disk_config *config, struct error *err);
 
 /* --- for drivers --- */
 

@@ -142,6 +142,40 @@ static void read_all(struct overlay *o, struct disk_request *r)
 	read_piece(o, p);
 }
 
+static int read_own(const struct overlay *o, uint64_t offset, uint8_t *buf, uint64_t size)
+{
+	while (size) {
+		ssize_t n = pread(o->fd, buf, size, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		buf += n;
+		offset += (uint64_t)n;
+		size -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int overlay_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t size)
+{
+	struct overlay *o = overlay_of(d);
+	uint64_t last = offset + size;
+	int ret = 0;
+
+	for (uint64_t at = offset, n; at < last && !ret; at += n) {
+		uint64_t sector = at / DISK_SECTOR;
+		uint8_t *to = (uint8_t *)buf + (at - offset);
+		bool own = is_written(o, sector);
+
+		n = MIN(run_end(o, sector, (last + DISK_SECTOR - 1) / DISK_SECTOR, own) *
+			    DISK_SECTOR, last) - at;
+		ret = own ? read_own(o, at, to, n) : disk_read_now(o->base, at, to, n);
+	}
+	return ret;
+}
+
 /* --- writes --- */
 
 static void write_done(struct aio_request *io, int64_t result)
@@ -201,7 +235,11 @@ static void overlay_close(struct disk *d)
 }
 
 static const struct disk_driver overlay_driver = {
-    .name = "overlay", .submit = overlay_submit, .attach = overlay_attach, .close = overlay_close};
+    .name = "overlay",
+    .submit = overlay_submit,
+    .read_now = overlay_read_now,
+    .attach = overlay_attach,
+    .close = overlay_close};
 
 /* A file without a name that can have holes. */
 static int temporary_file(uint64_t size, struct error *err)

@@ -9,17 +9,15 @@
  *
  * Invariant, also if the host stops at any time: what a flushed L1 or L2 table refers to has a
  * reference count.  Clusters are therefore counted in batches, which are on stable storage
- * before the first is handed out; a stop leaves some that nobody uses, which 'qemu-img check'
- * gives back.
+ * before the first is handed out; a stop leaves some that nobody uses, which 'takt image check
+ * --repair' gives back.
  *
  * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
  * holds the header and the backing disk's name, is never handed out.
  *
  * QEMU, docs/interop/qcow2.txt. */
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <linux/falloc.h>
 #include <pthread.h>
@@ -32,48 +30,13 @@
 #include <zstd.h>
 
 #include "backend/disk.h"
-
-#define MAGIC 0x514649fb
-#define HEADER_V2 72
-#define HEADER_V3 104
-#define INCOMPATIBLE_DIRTY 1ULL
-#define INCOMPATIBLE_CORRUPT 2ULL
-#define INCOMPATIBLE_COMPRESSION 8ULL
-#define INCOMPATIBLE_KNOWN (INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT | INCOMPATIBLE_COMPRESSION)
-#define AUTOCLEAR_AT 88
-#define EXTENSION_BACKING_FORMAT 0xe2792aca
-
-#define L1_ENTRIES_MAX (4u << 20)
-#define REFTABLE_BYTES_MAX (8 * MiB)
-#define BACKING_DEPTH_MAX 8
-
-#define ENTRY_COPIED (1ULL << 63) /* its reference count is exactly one */
-#define ENTRY_COMPRESSED (1ULL << 62)
-#define ENTRY_ZERO 1ULL
-#define ENTRY_OFFSET 0x00fffffffffffe00ULL
+#include "backend/qcow2_format.h"
 
 #define L2_SLOTS_MAX 64
 #define L2_BYTES (4 * MiB)
 #define BATCH 512 /* clusters counted at once */
-#define CLUSTER_BITS_MIN 9
-#define CLUSTER_BITS_MAX 21
 
 static const uint8_t zeroes_of_a_cluster[1 << CLUSTER_BITS_MAX];
-
-struct header {
-	uint32_t magic, version;
-	uint64_t backing_offset;
-	uint32_t backing_size, cluster_bits;
-	uint64_t size;
-	uint32_t crypt_method, l1_size;
-	uint64_t l1_offset, reftable_offset;
-	uint32_t reftable_clusters, snapshots;
-	uint64_t snapshots_offset;
-	uint64_t incompatible, compatible, autoclear; /* version 3 */
-	uint32_t refcount_order, length;
-	uint8_t compression, padding[7];
-};
-_Static_assert(sizeof(struct header) == 112, "as in the specification, with compression_type");
 
 struct l2_slot {
 	uint64_t offset; /* of the table in the file; 0: empty */
@@ -412,15 +375,12 @@ static int set_entry(struct qcow2 *q, uint64_t at, uint64_t entry)
 
 static uint64_t packed_offset(const struct qcow2 *q, uint64_t entry)
 {
-	return entry & ((1ULL << (62 - (q->cluster_bits - 8))) - 1);
+	return qcow2_packed_offset(q->cluster_bits, entry);
 }
 
 static uint64_t packed_size(const struct qcow2 *q, uint64_t entry)
 {
-	uint64_t sectors =
-	    entry >> (62 - (q->cluster_bits - 8)) & ((1ULL << (q->cluster_bits - 8)) - 1);
-
-	return (sectors + 1) * 512 - (packed_offset(q, entry) & 511);
+	return qcow2_packed_size(q->cluster_bits, entry);
 }
 
 static int unpack_zlib(const struct qcow2 *q, uint8_t *packed, size_t size)
@@ -659,6 +619,24 @@ static int qcow2_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t s
 	return ret;
 }
 
+static uint64_t qcow2_next_data(struct disk *d, uint64_t at)
+{
+	struct qcow2 *q = qcow2_of(d);
+	uint64_t entry, skip;
+
+	pthread_mutex_lock(&q->lock);
+	while (at < d->size && !q->backing) {
+		skip = q->cluster_size;
+		if (!(be64toh(q->l1[l1_index(q, at)]) & ENTRY_OFFSET))
+			skip *= l2_entries(q);
+		else if (look_up(q, at, &entry) || (entry && entry != ENTRY_ZERO))
+			break;
+		at = ALIGN_DOWN(at, skip) + skip;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return at;
+}
+
 /* --- life --- */
 
 static void free_parts(struct qcow2 *q)
@@ -688,95 +666,22 @@ static void qcow2_close(struct disk *d)
 }
 
 static const struct disk_driver qcow2_driver = {
-    .name = "qcow2", .submit = qcow2_submit, .read_now = qcow2_read_now, .close = qcow2_close};
+    .name = "qcow2",
+    .submit = qcow2_submit,
+    .read_now = qcow2_read_now,
+    .next_data = qcow2_next_data,
+    .close = qcow2_close};
 
-static void swap_header(struct header *h)
+static int read_header(const struct qcow2 *q, struct qcow2_header *h,
+		       const struct disk_config *config, struct error *err)
 {
-	h->magic = be32toh(h->magic);
-	h->version = be32toh(h->version);
-	h->backing_offset = be64toh(h->backing_offset);
-	h->backing_size = be32toh(h->backing_size);
-	h->cluster_bits = be32toh(h->cluster_bits);
-	h->size = be64toh(h->size);
-	h->crypt_method = be32toh(h->crypt_method);
-	h->l1_size = be32toh(h->l1_size);
-	h->l1_offset = be64toh(h->l1_offset);
-	h->reftable_offset = be64toh(h->reftable_offset);
-	h->reftable_clusters = be32toh(h->reftable_clusters);
-	h->incompatible = be64toh(h->incompatible);
-	h->autoclear = be64toh(h->autoclear);
-	h->refcount_order = be32toh(h->refcount_order);
-	h->length = be32toh(h->length);
-}
+	const char *why = qcow2_header_read(q->fd, h, q->write);
 
-/* Why an image is not one that takt reads, or writes; NULL: it is. */
-static const char *objection(const struct header *h, bool write)
-{
-	uint64_t cluster, l1_needed;
-
-	if (h->magic != MAGIC)
-		return "is not a qcow2 image: give format=raw";
-	if (h->version != 2 && h->version != 3)
-		return "has a version that takt does not know: convert it with 'qemu-img convert'";
-	if (h->crypt_method)
-		return "is encrypted: decrypt it with 'qemu-img convert'";
-	if (h->incompatible & ~INCOMPATIBLE_KNOWN || h->compression > 1 ||
-	    (h->compression && !(h->incompatible & INCOMPATIBLE_COMPRESSION)))
-		return "uses features that takt does not have: convert it with 'qemu-img convert'";
-	if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
-		return "has a damaged header: 'qemu-img check' may help";
-	cluster = 1ULL << h->cluster_bits;
-	if (h->size % DISK_SECTOR || !h->size || h->size > 1ULL << 56 ||
-	    h->length < (h->version < 3 ? HEADER_V2 : HEADER_V3) || h->length > cluster)
-		return "has a damaged header: 'qemu-img check' may help";
-	l1_needed = ((h->size - 1) >> h->cluster_bits >> (h->cluster_bits - 3)) + 1;
-	if (h->l1_size < l1_needed || h->l1_size > L1_ENTRIES_MAX || !h->l1_offset ||
-	    h->l1_offset & (cluster - 1) || h->l1_offset > ENTRY_OFFSET)
-		return "has a damaged L1 table: 'qemu-img check' may help";
-	if (!write)
-		return NULL;
-	if (h->incompatible & (INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT))
-		return "was not closed well: repair it with 'qemu-img check -r all', or give ,ro";
-	if (h->refcount_order != 4)
-		return "has reference counts that takt does not write: convert it with 'qemu-img "
-		       "convert', or give ,ro";
-	if (!h->reftable_offset || h->reftable_offset & (cluster - 1) ||
-	    h->reftable_offset > ENTRY_OFFSET || !h->reftable_clusters ||
-	    h->reftable_clusters > REFTABLE_BYTES_MAX >> h->cluster_bits)
-		return "has a damaged refcount table: 'qemu-img check' may help";
-	/* Twice the disk is more than data and tables take. */
-	if ((uint64_t)h->reftable_clusters * (cluster / 8) * (cluster / 2) < h->size / cluster * 2)
-		return "has a refcount table that would become too small: convert it with "
-		       "'qemu-img "
-		       "convert', or give ,ro";
-	return NULL;
-}
-
-static int read_header(const struct qcow2 *q, struct header *h, const struct disk_config *config,
-		       struct error *err)
-{
-	const char *why;
-	ssize_t n;
-
-	memset(h, 0, sizeof(*h));
-	n = pread(q->fd, h, sizeof(*h), 0);
-	swap_header(h);
-	if (n < HEADER_V2)
-		h->magic = 0;
-	if (h->version == 2) {
-		h->incompatible = h->autoclear = 0;
-		h->refcount_order = 4;
-		h->length = HEADER_V2;
-		h->compression = 0;
-	} else if (h->length <= HEADER_V3) {
-		h->compression = 0;
-	}
-	why = objection(h, q->write);
 	return why ? error_set(err, EINVAL, "disk %s %s", config->path, why) : 0;
 }
 
 /* Memory for tables, and what is in them. */
-static int read_tables(struct qcow2 *q, const struct header *h, const struct disk_config *config,
+static int read_tables(struct qcow2 *q, const struct qcow2_header *h, const struct disk_config *config,
 		       struct error *err)
 {
 	uint64_t reftable = (uint64_t)h->reftable_clusters << h->cluster_bits;
@@ -802,52 +707,20 @@ static int read_tables(struct qcow2 *q, const struct header *h, const struct dis
 	return 0;
 }
 
-/* The backing disk's format, if the header's extensions say it. */
-static void backing_format(const struct qcow2 *q, const struct header *h, char *format, size_t size)
-{
-	uint64_t at = h->length, end = MIN(q->cluster_size, h->backing_offset);
-	uint32_t pair[2];
-
-	format[0] = 0;
-	while (at + 8 <= end && !file_read(q, at, pair, 8)) {
-		uint32_t type = be32toh(pair[0]), length = be32toh(pair[1]);
-
-		if (!type || length > end - at - 8)
-			return;
-		if (type == EXTENSION_BACKING_FORMAT && length < size) {
-			if (!file_read(q, at + 8, format, length))
-				format[length] = 0;
-			return;
-		}
-		at += 8 + ALIGN_UP((uint64_t)length, (uint64_t)8);
-	}
-}
-
-static int open_backing(struct qcow2 *q, const struct header *h, const struct disk_config *config,
+static int open_backing(struct qcow2 *q, const struct qcow2_header *h, const struct disk_config *config,
 			struct error *err)
 {
-	char name[1024], path[PATH_MAX], own[PATH_MAX], format[16];
+	char path[PATH_MAX], format[QCOW2_FORMAT_MAX];
 	struct disk_config backing = {.path = path, .read_only = true, .depth = config->depth + 1};
-	int n;
 
 	if (!h->backing_offset)
 		return 0;
-	if (h->backing_size >= sizeof(name) || h->backing_offset > q->cluster_size ||
-	    h->backing_size > q->cluster_size - h->backing_offset ||
-	    file_read(q, h->backing_offset, name, h->backing_size))
+	if (qcow2_backing_read(q->fd, h, config->path, path, format))
 		return error_set(err, EINVAL, "disk %s has a damaged name of a backing file",
 				 config->path);
-	name[h->backing_size] = 0;
 	if (backing.depth > BACKING_DEPTH_MAX)
 		return error_set(err, ELOOP, "disk %s: more than %d backing files in a row",
 				 config->path, BACKING_DEPTH_MAX);
-	snprintf(own, sizeof(own), "%s", config->path);
-	n = name[0] == '/' ? snprintf(path, sizeof(path), "%s", name)
-			   : snprintf(path, sizeof(path), "%s/%s", dirname(own), name);
-	if ((size_t)n >= sizeof(path))
-		return error_set(err, ENAMETOOLONG, "disk %s: its backing file's name is too long",
-				 config->path);
-	backing_format(q, h, format, sizeof(format));
 	backing.format = format[0] ? format : NULL;
 	q->backing = disk_open(&backing, err);
 	return q->backing ? 0 : -EINVAL;
@@ -857,7 +730,7 @@ struct disk *disk_qcow2_open(int fd, const struct disk_config *config, struct er
 {
 	struct qcow2 *q = calloc(1, sizeof(*q));
 	uint64_t zero = 0;
-	struct header h;
+	struct qcow2_header h;
 
 	if (!q) {
 		error_set(err, ENOMEM, "not enough memory for disk %s", config->path);

@@ -184,6 +184,15 @@ static int raw_read_now(struct disk *d, uint64_t offset, void *buf, uint64_t siz
 	return 0;
 }
 
+static uint64_t raw_next_data(struct disk *d, uint64_t offset)
+{
+	off_t at = lseek(raw_of(d)->fd, (off_t)offset, SEEK_DATA);
+
+	if (at < 0)
+		return errno == ENXIO ? d->size : offset; /* a block device says EINVAL */
+	return (uint64_t)at;
+}
+
 static void raw_close(struct disk *d)
 {
 	struct raw *raw = raw_of(d);
@@ -193,7 +202,11 @@ static void raw_close(struct disk *d)
 }
 
 static const struct disk_driver raw_driver = {
-    .name = "raw", .submit = raw_submit, .read_now = raw_read_now, .close = raw_close};
+    .name = "raw",
+    .submit = raw_submit,
+    .read_now = raw_read_now,
+    .next_data = raw_next_data,
+    .close = raw_close};
 
 /* -errno if it has none, or one that makes no disk. */
 static int find_size(struct raw *raw, const struct disk_config *config, struct error *err)

@@ -15,6 +15,7 @@ enum exit_status {
 };
 
 int command_run(int argc, char **argv);
+int command_image(int argc, char **argv);
 int command_counters(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "base/types.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/options.h"
 #include "x86/cpuid.h"
 
@@ -297,20 +298,6 @@ static void print_text(const struct findings *f)
 	}
 }
 
-static void print_json_text(const char *text)
-{
-	putchar('"');
-	for (; *text; text++) {
-		if (*text == '"' || *text == '\\')
-			printf("\\%c", *text);
-		else if ((unsigned char)*text < 0x20)
-			printf("\\u%04x", *text);
-		else
-			putchar(*text);
-	}
-	putchar('"');
-}
-
 static void print_json(const struct findings *f)
 {
 	static const char *const verdict[] = {"ok", "note", "bad"};
@@ -319,9 +306,9 @@ static void print_json(const struct findings *f)
 	for (size_t i = 0; i < f->n; i++) {
 		printf("  {\"topic\": \"%s\", \"verdict\": \"%s\", \"text\": ", f->list[i].topic,
 		       verdict[f->list[i].verdict]);
-		print_json_text(f->list[i].text);
+		json_print_text(f->list[i].text);
 		printf(", \"advice\": ");
-		print_json_text(f->list[i].advice);
+		json_print_text(f->list[i].advice);
 		printf("}%s\n", i + 1 < f->n ? "," : "");
 	}
 	printf("]\n");

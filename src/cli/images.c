@@ -7,6 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backend/bootdisk.h"
+#include "base/log.h"
+#include "cli/options.h"
+#include "machine/boot.h"
+
 struct newest {
 	char path[PATH_MAX];
 	char version[NAME_MAX + 1];
@@ -109,5 +114,39 @@ int images_find(struct default_images *images, struct error *err)
 				 cache[0] ? cache : "takt's cache");
 	if (!readable_in(images->initrd, cache, "initrd"))
 		readable_in(images->initrd, build, "initrd");
+	return 0;
+}
+
+int images_open_disk(struct boot_image *image, struct disk *disk, const char *option,
+		     const char *initrd, char root[IMAGES_ROOT_MAX], struct error *err)
+{
+	char path[PATH_MAX] = "", names[2][PATH_MAX], partition[16] = "";
+	struct bootdisk found;
+	struct boot_file files[2];
+	int rc;
+
+	option_part(&option, path, sizeof(path));
+	rc = bootdisk_open(&found, disk, path, err);
+	if (rc)
+		return rc;
+	/* As scp would write it. */
+	snprintf(names[0], sizeof(names[0]), "%.3000s:%s", path, found.kernel);
+	snprintf(names[1], sizeof(names[1]), "%.3000s:%s", path, found.initrd);
+	files[0] = (struct boot_file){names[0], found.kernel_fd};
+	files[1] =
+	    initrd ? (struct boot_file){initrd, -1} : (struct boot_file){names[1], found.initrd_fd};
+	rc = boot_image_open_files(image, &files[0], initrd || found.initrd[0] ? &files[1] : NULL,
+				   err);
+	bootdisk_close(&found);
+	if (rc)
+		return rc;
+	if (found.root_partition)
+		snprintf(partition, sizeof(partition), "%u", found.root_partition);
+	snprintf(root, IMAGES_ROOT_MAX, "root=/dev/vda%s rw", partition);
+	log_info("booting %s with %s, %s", names[0],
+		 initrd            ? initrd
+		 : found.initrd[0] ? names[1]
+				   : "no initramfs",
+		 root);
 	return 0;
 }

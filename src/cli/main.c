@@ -18,6 +18,7 @@ static const struct command {
 	int (*main)(int argc, char **argv);
 } commands[] = {
     {"run", "boot a machine and attach it to this terminal", command_run},
+    {"image", "make, check, convert and build disk images", command_image},
     {"counters", "print the counters of a machine that runs", command_counters},
     {"doctor", "say what this host offers, and what to do about it", command_doctor},
     {"version", "print the version", command_version},

@@ -138,8 +138,19 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 	return 0;
 }
 
-int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
-		  struct error *err)
+static int add_word(const char *word, struct option_list *words, struct error *err)
+{
+	if (!words)
+		return error_set(err, EINVAL, "unexpected argument '%s': options begin with --",
+				 word);
+	if (words->count == OPTION_LIST_MAX)
+		return error_set(err, EINVAL, "more than %d arguments", OPTION_LIST_MAX);
+	words->values[words->count++] = word;
+	return 0;
+}
+
+int options_parse_words(const struct option_spec *specs, size_t n, int argc, char **argv,
+			void *target, struct option_list *words, struct error *err)
 {
 	for (int i = 1; i < argc; i++) {
 		const char *arg = argv[i], *value = NULL, *equals;
@@ -149,9 +160,12 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 
 		if (!strcmp(arg, "--help") || !strcmp(arg, "-h"))
 			return 1;
-		if (strncmp(arg, "--", 2) || !arg[2])
-			return error_set(err, EINVAL,
-					 "unexpected argument '%s': options begin with --", arg);
+		if (strncmp(arg, "--", 2) || !arg[2]) {
+			rc = add_word(arg, words, err);
+			if (rc)
+				return rc;
+			continue;
+		}
 		arg += 2;
 		equals = strchr(arg, '=');
 		len = equals ? (size_t)(equals - arg) : strlen(arg);
@@ -173,6 +187,12 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 			return rc;
 	}
 	return 0;
+}
+
+int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
+		  struct error *err)
+{
+	return options_parse_words(specs, n, argc, argv, target, NULL, err);
 }
 
 void options_help(const struct option_spec *specs, size_t n)

@@ -35,6 +35,9 @@ struct option_spec {
  */
 int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
 		  struct error *err);
+/* The same for a command that has arguments, like files, which are added to `words`. */
+int options_parse_words(const struct option_spec *specs, size_t n, int argc, char **argv,
+			void *target, struct option_list *words, struct error *err);
 void options_help(const struct option_spec *specs, size_t n);
 
 /* Takes one part of a value like "FILE,ro,format=raw" off its front: up to the next comma, into `part`

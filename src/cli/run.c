@@ -25,6 +25,7 @@
 #include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/disks.h"
+#include "cli/gdb.h"
 #include "cli/images.h"
 #include "cli/nets.h"
 #include "cli/options.h"
@@ -47,7 +48,7 @@
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols, *vsock, *debug_exit;
+	    *symbols, *vsock, *debug_exit, *gdb;
 	const char *root, *modules;
 	struct option_list disks, shares, nets, writable;
 	char **command; /* what is behind --, or NULL */
@@ -56,10 +57,12 @@ struct run_options {
 };
 
 static const struct option_spec specs[] = {
-    {"kernel", "FILE", "kernel: bzImage or ELF (default: the newest in /boot or takt's cache)",
+    {"kernel", "FILE",
+     "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the "
+     "newest in /boot or takt's cache)",
      OPTION_TEXT, offsetof(struct run_options, kernel)},
-    {"initrd", "FILE", "initramfs (default: none, or takt's own without --kernel)", OPTION_TEXT,
-     offsetof(struct run_options, initrd)},
+    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)",
+     OPTION_TEXT, offsetof(struct run_options, initrd)},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",
@@ -111,6 +114,8 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, perf_jitdump)},
     {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
      OPTION_TEXT, offsetof(struct run_options, symbols)},
+    {"gdb", "PORT|SOCKET", "wait for gdb there before the first instruction", OPTION_TEXT,
+     offsetof(struct run_options, gdb)},
     {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
      offsetof(struct run_options, verbose)},
 };
@@ -119,7 +124,9 @@ struct run {
 	struct run_options options;
 	const struct engine *engine;
 	struct cpu_model model;
-	struct boot_image image;
+	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
+	bool disk_boot;          /* it is that of the first disk */
+	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;
 	struct command *command; /* NULL unless the machine is for one */
@@ -139,6 +146,7 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct gdb_server *gdb;  /* NULL without --gdb */
 	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
 	_Atomic unsigned resets;
@@ -193,6 +201,7 @@ static size_t console_typed(void *data, const uint8_t *buf, size_t len)
 
 static void finish(struct run *r, int status)
 {
+	gdb_server_exited(r->gdb, status);
 	r->status = status;
 	loop_stop(&r->loop);
 }
@@ -241,10 +250,15 @@ static void place_symbols(struct run *r)
 			 "--symbols are taken as they are");
 }
 
+static int open_image(struct run *r, struct error *err);
+
 static int load(struct run *r, struct error *err)
 {
 	int rc = machine_reset(r->machine, err);
 
+	/* Anew, since the guest may have a new one; and meanwhile its memory is free. */
+	if (!rc && r->disk_boot && !r->image.kernel)
+		rc = open_image(r, err);
 	if (!rc)
 		rc = boot_image_load(&r->image, machine_ram(r->machine),
 				     machine_vcpu(r->machine, 0), r->cmdline, ACPI_RSDP_GPA, err);
@@ -255,6 +269,8 @@ static int load(struct run *r, struct error *err)
 			 (unsigned long long)r->image.kernel_base,
 			 (unsigned long long)r->image.virtual_offset,
 			 (unsigned long long)r->image.initrd_base);
+	if (r->disk_boot)
+		boot_image_close(&r->image);
 	return rc;
 }
 
@@ -287,8 +303,15 @@ static void event_arrived(void *data)
 	switch ((enum machine_event)event) {
 	case MACHINE_POWEROFF: finish(r, STATUS_OK); break;
 	case MACHINE_RESET: reset(r); break;
-	case MACHINE_PANIC: finish(r, STATUS_PANIC); break;
-	case MACHINE_TRIPLE_FAULT: finish(r, STATUS_TRIPLE_FAULT); break;
+	case MACHINE_DEBUG: gdb_server_stopped(r->gdb); break;
+	case MACHINE_PANIC:
+		if (!gdb_server_holds(r->gdb, GDB_SIGABRT, STATUS_PANIC))
+			finish(r, STATUS_PANIC);
+		break;
+	case MACHINE_TRIPLE_FAULT:
+		if (!gdb_server_holds(r->gdb, GDB_SIGSEGV, STATUS_TRIPLE_FAULT))
+			finish(r, STATUS_TRIPLE_FAULT);
+		break;
 	case MACHINE_DEAD: finish(r, STATUS_DEAD); break;
 	case MACHINE_DEBUG_EXIT:
 		r->by_guest = true;
@@ -381,16 +404,45 @@ static int choose_debug_exit(struct run *r, struct error *err)
 	return 0;
 }
 
+static int make_cmdline(struct run *r, struct error *err)
+{
+	const char *append = r->options.append;
+	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
+			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE, r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
+
+	if ((size_t)n >= sizeof(r->cmdline))
+		return error_set(err, E2BIG,
+				 "--append: the kernel command line is longer than %zu characters",
+				 sizeof(r->cmdline) - 1);
+	return 0;
+}
+
+/* The kernel that --kernel names, that of the first disk, or the newest that is found elsewhere. */
 static int choose_images(struct run *r, struct error *err)
 {
 	static struct default_images found;
+	struct error no_system;
 	int rc;
 
 	if (r->options.kernel)
 		return 0;
+	if (r->disks.count && !r->options.command) {
+		rc = images_open_disk(&r->image, r->disks.disk[0], r->options.disks.values[0],
+				      r->options.initrd, r->root, &no_system);
+		r->disk_boot = !rc;
+		if (rc && rc != -ENOENT)
+			*err = no_system;
+		if (rc != -ENOENT)
+			return rc;
+	}
+	r->root[0] = 0;
 	rc = images_find(&found, err);
+	if (rc && r->disks.count && !r->options.command)
+		*err = no_system;
 	if (rc)
 		return rc;
+	if (r->disks.count && !r->options.command)
+		log_warn("the first disk has no kernel of its own: booting %s", found.kernel);
 	r->options.kernel = found.kernel;
 	if (!r->options.initrd && !r->options.command && found.initrd[0])
 		r->options.initrd = found.initrd;
@@ -399,17 +451,15 @@ static int choose_images(struct run *r, struct error *err)
 	return 0;
 }
 
-static int make_cmdline(struct run *r, struct error *err)
+static int open_image(struct run *r, struct error *err)
 {
-	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s", r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
-			 append ? " " : "", append ? append : "");
+	int rc = choose_images(r, err);
 
-	if ((size_t)n >= sizeof(r->cmdline))
-		return error_set(err, E2BIG,
-				 "--append: the kernel command line is longer than %zu characters",
-				 sizeof(r->cmdline) - 1);
-	return 0;
+	if (!rc && !r->command)
+		rc = make_command(r, err);
+	if (!rc && !r->disk_boot)
+		rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err);
+	return rc ? rc : make_cmdline(r, err);
 }
 
 static int make_machine(struct run *r, struct error *err)
@@ -520,6 +570,25 @@ static int make_monitor(struct run *r, struct error *err)
 	return r->monitor ? 0 : -err->code;
 }
 
+static void gdb_ends(void *data, int status)
+{
+	finish(data, status);
+}
+
+static int make_gdb(struct run *r, struct error *err)
+{
+	struct gdb_server_config config = {.where = r->options.gdb,
+					   .loop = &r->loop,
+					   .machine = r->machine,
+					   .end = gdb_ends,
+					   .data = r};
+
+	if (!r->options.gdb)
+		return 0;
+	r->gdb = gdb_server_start(&config, err);
+	return r->gdb ? 0 : -err->code;
+}
+
 /* Everything that can go wrong before the guest's first instruction. */
 static int start(struct run *r, struct error *err)
 {
@@ -529,10 +598,8 @@ static int start(struct run *r, struct error *err)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
 	if ((rc = choose_debug_exit(r, err)) || (rc = choose_engine(r, err)) ||
-	    (rc = make_cmdline(r, err)) || (rc = choose_images(r, err)) || (rc = make_command(r, err)) ||
 	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
-	    (rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err)) ||
-	    (rc = disks_open(&r->disks, &r->options.disks, err)) ||
+	    (rc = disks_open(&r->disks, &r->options.disks, err)) || (rc = open_image(r, err)) ||
 	    (rc = shares_open(&r->shares, &r->options.shares, err)) ||
 	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
 	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
@@ -542,7 +609,8 @@ static int start(struct run *r, struct error *err)
 		return rc;
 	if (r->command && (rc = command_start(r->command, err)))
 		return rc;
-	return make_monitor(r, err);
+	rc = make_monitor(r, err);
+	return rc ? rc : make_gdb(r, err);
 }
 
 /* --- the end
@@ -596,6 +664,8 @@ static void stop(struct run *r)
 {
 	monitor_destroy(r->monitor, r->status);
 	r->monitor = NULL;
+	gdb_server_stop(r->gdb);
+	r->gdb = NULL;
 	if (r->sched && r->machine)
 		sched_remove(r->sched, r->machine);
 	console_close(r->console);
@@ -630,7 +700,8 @@ static int run(struct run *r)
 		log_error("%s", err.text);
 		r->status = STATUS_ERROR;
 	} else {
-		sched_resume(r->machine);
+		if (!r->gdb)
+			sched_resume(r->machine);
 		if (loop_run(&r->loop, &r->failure))
 			r->status = STATUS_ERROR;
 		sched_pause(r->machine);

@@ -17,6 +17,7 @@ enum exit_reason {
 	EXIT_KICKED,   /* ATTENTION_KICK was set: look at the machine's inbox and flags */
 	EXIT_YIELD,    /* it waits in a loop, perhaps for a vcpu that could run instead */
 	EXIT_SHUTDOWN, /* triple fault; the state is that of the first fault of the three */
+	EXIT_DEBUG,    /* for the debugger: vcpu->debug.hit says what */
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };
 

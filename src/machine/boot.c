@@ -181,10 +181,11 @@ static int blame(const char *what, const char *path, int rc, struct error *err)
 /* --- opening ------------------------------------------------------------------------------------
  */
 
-static int open_file(const char *path, uint64_t *size, struct error *err)
+static int open_file(const struct boot_file *file, uint64_t *size, struct error *err)
 {
 	struct stat st;
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	int fd = file->fd >= 0 ? fcntl(file->fd, F_DUPFD_CLOEXEC, 0)
+			       : open(file->name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	int rc = 0;
 
 	if (fd < 0)
@@ -317,27 +318,27 @@ static void kernel_close(struct boot_kernel *k)
 	free(k);
 }
 
-static int kernel_open(struct boot_image *image, const char *path, struct error *err)
+static int kernel_open(struct boot_image *image, const struct boot_file *file, struct error *err)
 {
 	struct boot_kernel *k = calloc(1, sizeof(*k));
 	int rc;
 
-	if (!k || !(k->path = strdup(path))) {
+	if (!k || !(k->path = strdup(file->name))) {
 		free(k);
 		return error_set(err, ENOMEM, "out of memory");
 	}
-	k->fd = open_file(path, &k->file_size, err);
+	k->fd = open_file(file, &k->file_size, err);
 	rc = k->fd < 0 ? k->fd : parse_kernel(k, err);
 	if (rc) {
 		kernel_close(k);
-		return blame("kernel", path, rc, err);
+		return blame("kernel", file->name, rc, err);
 	}
 	image->kernel = k;
 	return 0;
 }
 
-int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
-		    struct error *err)
+int boot_image_open_files(struct boot_image *image, const struct boot_file *kernel,
+			  const struct boot_file *initrd, struct error *err)
 {
 	int rc;
 
@@ -346,14 +347,22 @@ int boot_image_open(struct boot_image *image, const char *kernel, const char *in
 	rc = kernel_open(image, kernel, err);
 	if (rc || !initrd)
 		return rc;
-	image->initrd_path = strdup(initrd);
+	image->initrd_path = strdup(initrd->name);
 	image->initrd_fd = open_file(initrd, &image->initrd_size, err);
 	if (image->initrd_fd < 0) {
-		rc = blame("initrd", initrd, image->initrd_fd, err);
+		rc = blame("initrd", initrd->name, image->initrd_fd, err);
 		boot_image_close(image);
 		return rc;
 	}
 	return 0;
+}
+
+int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
+		    struct error *err)
+{
+	const struct boot_file files[2] = {{kernel, -1}, {initrd, -1}};
+
+	return boot_image_open_files(image, &files[0], initrd ? &files[1] : NULL, err);
 }
 
 void boot_image_close(struct boot_image *image)

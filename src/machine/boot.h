@@ -50,6 +50,16 @@ struct boot_image {
  * -ENOENT, -EACCES, -EISDIR..., -ENOEXEC: not a kernel takt can boot, -EINVAL: damaged, -ENOMEM. */
 int boot_image_open(struct boot_image *image, const char *kernel, const char *initrd,
 		    struct error *err);
+
+/* A file that is open already, or to be opened by its name. */
+struct boot_file {
+	const char *name; /* for sentences, too */
+	int fd;           /* of a regular file, which stays the caller's; -1: open `name` */
+};
+
+/* The same from such files.  `initrd` may be NULL. */
+int boot_image_open_files(struct boot_image *image, const struct boot_file *kernel,
+			  const struct boot_file *initrd, struct error *err);
 void boot_image_close(struct boot_image *image);
 
 /* Loads the image into `ram`, which is zero but for the ACPI tables, and points `v` at the kernel.

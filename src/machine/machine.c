@@ -240,6 +240,8 @@ bool machine_vcpu_runnable(struct machine *m, struct vcpu *v)
 	struct vcpu_slot *slot = slot_of(v);
 
 	(void)m;
+	if (v->debug && v->debug->frozen)
+		return false;
 	if (slot->init_pending || slot->sipi_pending || v->run_state == VCPU_RUNNING)
 		return true;
 	if (v->run_state != VCPU_HALTED)
@@ -284,6 +286,7 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 	uart_flush(&m->uart);
 	switch (reason) {
 	case EXIT_SHUTDOWN: request_end(m, MACHINE_TRIPLE_FAULT); break;
+	case EXIT_DEBUG: machine_request_stop(m, MACHINE_DEBUG); break;
 	case EXIT_ERROR:
 		m->error = err;
 		machine_request_stop(m, MACHINE_ERROR);
@@ -294,6 +297,12 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 	machine_unlock(m);
 	raise_stop(m);
 	return reason;
+}
+
+void machine_continue(struct machine *m)
+{
+	atomic_store(&m->stop_event, -1);
+	atomic_store(&m->stopped, false);
 }
 
 bool machine_stopped(const struct machine *m)

@@ -47,6 +47,7 @@ enum machine_event {
 	MACHINE_TRIPLE_FAULT, /* the vcpu shut down; vcpu_describe() of the vcpu says where */
 	MACHINE_DEAD,         /* all vcpus halted with interrupts off: nothing can wake them */
 	MACHINE_DEBUG_EXIT,   /* the guest wrote to that port; machine_debug_exit_value() says what */
+	MACHINE_DEBUG,        /* a vcpu met what its debugger waits for; machine_continue() goes on */
 	MACHINE_ERROR,        /* takt's fault: machine_error() says what happened */
 };
 
@@ -99,6 +100,9 @@ void machine_drain(struct machine *m);
 /* Power-on: RAM zero, chips and vcpus reset, ACPI tables built in RAM at ACPI_RSDP_GPA.  vcpu 0 is
  * ready to be pointed at a kernel (boot_image_load), the others wait for their start-up IPI. */
 int machine_reset(struct machine *m, struct error *err);
+
+/* After MACHINE_DEBUG and sched_pause(): sched_resume() will go on where the machine was. */
+void machine_continue(struct machine *m);
 
 struct ram *machine_ram(struct machine *m);
 unsigned machine_vcpu_count(const struct machine *m);

@@ -32,6 +32,7 @@ struct vcpu_slot {
 	uint8_t kicked; /* by KVM_HC_KICK_CPU: HLT ends, or the next one does not begin */
 	/* Halted for good unless another vcpu signals; set by its own worker. */
 	_Atomic bool asleep_for_good;
+	struct vcpu_debug debug; /* its vcpu's, while there is a debugger */
 };
 
 /* What a saved machine must agree on with the one it is loaded into. */

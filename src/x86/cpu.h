@@ -73,6 +73,12 @@ static inline unsigned x86_access_user(const struct vcpu *v)
 	return x86_cpl(v) == 3 ? ACC_USER : 0;
 }
 
+/* Whether breakpoints in registers are on, the guest's or a debugger's. */
+static inline bool x86_breaks(const struct vcpu *v)
+{
+	return (v->dr7 | (unlikely(v->debug != NULL) ? v->debug->dr7 : 0)) & 0xff;
+}
+
 int x86_fault(struct vcpu *v, unsigned vector);                      /* without error code */
 int x86_fault_code(struct vcpu *v, unsigned vector, uint32_t error); /* with one */
 

@@ -102,6 +102,20 @@ struct platform_ops {
 #define ATTENTION_PROFILE 16u /* the engine's own: see what is hot */
 #define ATTENTION_ENGINE 32u  /* the engine's own: another vcpu has something to tell */
 
+/* What a debugger of the guest wants of a vcpu, unseen by the guest.  Changed only while no engine runs
+ * the vcpu. */
+enum debug_hit { DEBUG_NONE, DEBUG_STEP, DEBUG_INT3, DEBUG_BREAK, DEBUG_WATCH };
+struct vcpu_debug {
+	bool step;   /* one instruction, without an interrupt before it, then EXIT_DEBUG */
+	bool frozen; /* the machine does not run it */
+	uint64_t dr[4], dr7; /* breakpoints besides the guest's, in the same form */
+	const gva_t *int3;   /* the addresses of INT3s that are the debugger's, not the guest's */
+	unsigned nint3;
+	/* The engine's answer, until the debugger clears it. */
+	uint8_t hit;    /* enum debug_hit */
+	uint8_t hit_dr; /* DEBUG_BREAK, DEBUG_WATCH: which of dr[] */
+};
+
 #define XSAVE_AREA_SIZE 4096 /* standard format; x87, SSE, AVX and AVX-512 need 2688 bytes */
 
 struct vcpu {
@@ -139,6 +153,7 @@ struct vcpu {
 		uint32_t error;
 		uint64_t cr2;
 	} fault;
+	struct vcpu_debug *debug; /* NULL: there is no debugger */
 	struct ram *ram;
 	const struct cpu_model *model; /* x86/cpuid.h; outlives the vcpu */
 	const struct platform_ops *ops;

@@ -469,6 +469,7 @@ void bt_vec_load(struct bt_vcpu *bv); /* back to the registers */
 /* interp.c: executes the instruction at v.rip; exceptions are delivered.
  * 0, INTERP_HALT, X86_SHUTDOWN. */
 #define INTERP_HALT 1
+#define INTERP_STOP 16 /* nothing was done: a debugger wants to know (vcpu->debug.hit) */
 int bt_interp(struct bt_vcpu *bv);
 /* Fetches and decodes the instruction at v.rip.  NULL: faulted (v.fault). */
 struct icache_entry *bt_fetch(struct bt_vcpu *bv);

@@ -39,6 +39,19 @@ static gva_t code_linear(const struct vcpu *v, uint64_t rip)
 	return x86_code64(v) ? rip : (uint32_t)(v->seg[SEG_CS].base + rip);
 }
 
+/* Whether the INT3 at RIP was put there by a debugger. */
+static bool debugger_int3(struct vcpu *v)
+{
+	gva_t la = code_linear(v, v->rip);
+
+	for (unsigned i = 0; i < v->debug->nint3; i++)
+		if (v->debug->int3[i] == la) {
+			v->debug->hit = DEBUG_INT3;
+			return true;
+		}
+	return false;
+}
+
 static bool same_bytes(const uint8_t *a, const uint8_t *b, unsigned n)
 {
 	while (n--)
@@ -138,7 +151,10 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_SYSENTER: return TRANSFER(x86_sysenter(v));
 	case ZYDIS_MNEMONIC_SYSEXIT: return TRANSFER(x86_sysexit(v, in->rex & 8 ? 8 : 4));
 	case ZYDIS_MNEMONIC_INT: return bt_do_software_interrupt(bv, in, (unsigned)in->imm & 0xff);
-	case ZYDIS_MNEMONIC_INT3: return bt_do_software_interrupt(bv, in, VEC_BP);
+	case ZYDIS_MNEMONIC_INT3:
+		if (unlikely(v->debug != NULL) && debugger_int3(v))
+			return INTERP_STOP;
+		return bt_do_software_interrupt(bv, in, VEC_BP);
 	case ZYDIS_MNEMONIC_INT1: /* no INT n: the gate's DPL does not matter */
 		return x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip + in->len) ? X86_SHUTDOWN
 										  : INTERP_DONE;
@@ -303,13 +319,22 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	return x86_fault(v, VEC_UD);
 }
 
-/* Instruction breakpoints are faults, before anything happens. */
+/* Instruction breakpoints are faults, before anything happens; a debugger's is INTERP_STOP. */
 static int instruction_break(struct vcpu *v, gva_t la)
 {
 	unsigned hits = 0;
 
-	if (likely(!(v->dr7 & 0xff)) || (v->rflags & RFLAGS_RF))
+	if (likely(!x86_breaks(v)) || (v->rflags & RFLAGS_RF))
 		return 0;
+	for (unsigned i = 0; v->debug && i < 4; i++) {
+		struct vcpu_debug *d = v->debug;
+
+		if ((d->dr7 >> (i * 2) & 3) && !(d->dr7 >> (16 + i * 4) & 3) && d->dr[i] == la) {
+			d->hit = DEBUG_BREAK;
+			d->hit_dr = (uint8_t)i;
+			return INTERP_STOP;
+		}
+	}
 	for (unsigned i = 0; i < 4; i++)
 		if ((v->dr7 >> (i * 2) & 3) && !(v->dr7 >> (16 + i * 4) & 3) && v->dr[i] == la)
 			hits |= 1u << i;
@@ -386,8 +411,9 @@ int bt_interp(struct bt_vcpu *bv)
 
 	bv->data_break = false;
 	bv->m->stats.interp_insns++;
-	if (instruction_break(v, code_linear(v, v->rip)))
-		return x86_deliver_fault(v);
+	rc = instruction_break(v, code_linear(v, v->rip));
+	if (rc)
+		return rc == INTERP_STOP ? rc : x86_deliver_fault(v);
 	e = bt_fetch(bv);
 	if (!e)
 		return x86_deliver_fault(v);
@@ -411,7 +437,7 @@ int bt_interp(struct bt_vcpu *bv)
 	}
 	if (rc == X86_FAULT)
 		return x86_deliver_fault(v);
-	if (rc == X86_SHUTDOWN)
+	if (rc == X86_SHUTDOWN || rc == INTERP_STOP)
 		return rc;
 	if (rc == 0 || rc == INTERP_HALTED)
 		v->rip = (v->rip + e->in.len) & (e->in.mode == MODE_64 ? ~0ull : 0xffffffffull);
@@ -421,7 +447,7 @@ int bt_interp(struct bt_vcpu *bv)
 		v->rflags |= RFLAGS_RF; /* whatever comes now comes inside the instruction */
 	if (shadow)
 		v->irq_shadow = 0;
-	if (unlikely(v->dr7 & 0xff) && e->in.kind == INSN_SPECIAL)
+	if (unlikely(x86_breaks(v)) && e->in.kind == INSN_SPECIAL)
 		watch_stack(bv, &e->in, rsp);
 	if (step && step_traps(v, &e->in)) {
 		v->dr6 |= DR6_BS;

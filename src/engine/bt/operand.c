@@ -48,23 +48,33 @@ int bt_mem_linear(struct vcpu *v, unsigned seg, uint64_t offset, unsigned size, 
 	return x86_check_alignment(v, *la, size);
 }
 
+/* Whether data breakpoint `i` of these registers is for an access. */
+static bool watches(uint64_t dr, uint64_t dr7, unsigned i, gva_t la, unsigned size, bool write)
+{
+	unsigned rw = dr7 >> (16 + i * 4) & 3, len = dr7 >> (18 + i * 4) & 3;
+	unsigned bytes = len == 2 ? 8 : len + 1;
+	uint64_t at = dr & ~(uint64_t)(bytes - 1);
+
+	if (!(dr7 >> (i * 2) & 3) || !(rw == 3 || (rw == 1 && write)))
+		return false;
+	return la < at + bytes && at < la + size;
+}
+
 /* Data breakpoints (SDM 3B, 18.2): noted here, raised after the instruction. */
 void bt_watch(struct bt_vcpu *bv, gva_t la, unsigned size, bool write)
 {
 	struct vcpu *v = &bv->v;
 
-	if (likely(!(v->dr7 & 0xff)))
+	if (likely(!x86_breaks(v)))
 		return;
 	for (unsigned i = 0; i < 4; i++) {
-		unsigned rw = v->dr7 >> (16 + i * 4) & 3, len = v->dr7 >> (18 + i * 4) & 3;
-		unsigned bytes = len == 2 ? 8 : len + 1;
-		uint64_t at = v->dr[i] & ~(uint64_t)(bytes - 1);
-
-		if (!(v->dr7 >> (i * 2) & 3) || !(rw == 3 || (rw == 1 && write)))
-			continue;
-		if (la < at + bytes && at < la + size) {
+		if (watches(v->dr[i], v->dr7, i, la, size, write)) {
 			v->dr6 |= 1u << i;
 			bv->data_break = true;
+		}
+		if (v->debug && watches(v->debug->dr[i], v->debug->dr7, i, la, size, write)) {
+			v->debug->hit = DEBUG_WATCH;
+			v->debug->hit_dr = (uint8_t)i;
 		}
 	}
 }

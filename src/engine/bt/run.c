@@ -141,7 +141,7 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc)
 	bt_phase(bv, PHASE_LOOKUP);
 	if (*rc == INTERP_HALT)
 		v->run_state = VCPU_HALTED;
-	return *rc != 0 || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
+	return *rc != 0 || (v->debug && v->debug->hit) || v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
 	       bv->redispatch || (bv->irq_wait && (v->rflags & RFLAGS_IF)) ||
 	       atomic_load_explicit(&v->attention, memory_order_relaxed);
 }
@@ -477,7 +477,7 @@ static int run_once(struct bt_vcpu *bv)
 		}
 	}
 	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||
-	    (v->dr7 & 0xff) || !x86_code64(v)) {
+	    x86_breaks(v) || (v->debug && v->debug->step) || !x86_code64(v)) {
 		bt_interpret(bv, &rc);
 		return rc;
 	}
@@ -522,6 +522,14 @@ static void see_to_others(struct bt_vcpu *bv)
 	bt_exclusive_wait(bv);
 }
 
+/* After an instruction, or several. */
+static bool debugger_stops(struct vcpu *v)
+{
+	if (v->debug->step && !v->debug->hit)
+		v->debug->hit = DEBUG_STEP;
+	return v->debug->hit;
+}
+
 enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 {
 	struct vcpu *v = &bv->v;
@@ -541,7 +549,7 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 			see_to_others(bv);
 		if (unlikely(bits && (ran || bits != ATTENTION_SLICE)) && attend(bv, &reason))
 			break;
-		if (!v->irq_shadow)
+		if (!v->irq_shadow && likely(!v->debug || !v->debug->step || v->run_state != VCPU_RUNNING))
 			rc = deliver_pending(bv);
 		if (rc == 0 && v->run_state != VCPU_RUNNING) {
 			if (atomic_load_explicit(&v->attention, memory_order_acquire))
@@ -553,6 +561,10 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 			rc = run_once(bv);
 		if (rc == X86_SHUTDOWN) {
 			reason = EXIT_SHUTDOWN;
+			break;
+		}
+		if (unlikely(v->debug != NULL) && debugger_stops(v)) {
+			reason = EXIT_DEBUG;
 			break;
 		}
 		if (unlikely(bv->yields)) {

@@ -32,7 +32,7 @@ static const char *const site_names[SITE_KINDS] = {
 static const char *const return_names[] = {
     [EXIT_HALTED] = "halted",     [EXIT_SLICE] = "slice", [EXIT_KICKED] = "kicked",
     [EXIT_YIELD] = "yield",
-    [EXIT_SHUTDOWN] = "shutdown", [EXIT_ERROR] = "error",
+    [EXIT_SHUTDOWN] = "shutdown", [EXIT_DEBUG] = "debug", [EXIT_ERROR] = "error",
 };
 
 #define COUNT(member)                                      \

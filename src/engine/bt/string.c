@@ -240,7 +240,7 @@ static uint64_t bulk(struct bt_vcpu *bv, const struct string_op *op, uint64_t co
 	gpa_t from, to;
 	void *src, *dst;
 
-	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || (v->dr7 & 0xff))
+	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || x86_breaks(v))
 		return 0;
 	if (op->kind == OP_MOVS) {
 		src = run_of(bv, op->seg, si, op->size, false, &n, &from);
@@ -274,7 +274,7 @@ static uint64_t bulk_compare(struct bt_vcpu *bv, const struct string_op *op, uin
 	const uint8_t *p = NULL, *q;
 	gpa_t gpa;
 
-	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || (v->dr7 & 0xff))
+	if ((v->rflags & (RFLAGS_DF | RFLAGS_TF)) || x86_breaks(v))
 		return 0;
 	if (op->kind == OP_CMPS) {
 		p = run_of(bv, op->seg, si, op->size, false, &n, &gpa);
@@ -357,7 +357,7 @@ int bt_interp_string(struct bt_vcpu *bv, const struct insn *in)
 			break;
 		/* Interrupted, or stepped: RIP stays at the instruction. */
 		if (atomic_load_explicit(&v->attention, memory_order_relaxed) ||
-		    (v->rflags & RFLAGS_TF) || bv->data_break)
+		    (v->rflags & RFLAGS_TF) || bv->data_break || (v->debug && v->debug->hit))
 			return INTERP_DONE;
 	}
 	return 0;
