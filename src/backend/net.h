@@ -24,7 +24,7 @@
 #define NET_PAIRS_MAX 8
 #define NET_MAC 6
 #define NET_FRAME_MIN 14      /* Ethernet's header */
-#define NET_FRAME_MAX 0x1000e /* a whole IP packet and Ethernet's header, and some room */
+#define NET_FRAME_MAX 0x10020 /* a whole IP packet, Ethernet's header, and some room for tags */
 
 /* Work on a packet that can be left to who receives it. */
 #define NET_CSUM 1u /* its checksum */

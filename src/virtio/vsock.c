@@ -419,6 +419,8 @@ static void take_packet(struct virtio_vsock *s, const struct header *h, struct v
 		guest_connects(s, h);
 		return;
 	}
+	if (c->due & 1u << OP_RST && h->op != OP_RST)
+		return; /* it is over, as the guest is about to hear */
 	c->peer_credit = h->credit;
 	c->peer_consumed = h->consumed;
 	c->asked_credit = false;
