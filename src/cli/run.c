@@ -43,7 +43,7 @@
 
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
-#define CPUS_DEFAULT UINT64_MAX
+#define NOT_GIVEN UINT64_MAX
 #define DEBUG_EXIT_PORT 0xf4 /* as in QEMU's customs */
 
 struct run_options {
@@ -739,9 +739,9 @@ static void set_defaults(struct run_options *o)
 {
 	uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES), half = pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
 
-	if (!o->memory)
+	if (o->memory == NOT_GIVEN)
 		o->memory = o->command ? ALIGN_DOWN(MAX(MIN(half, 4 * GiB), 512 * MiB), MiB) : 512 * MiB;
-	if (o->cpus == CPUS_DEFAULT)
+	if (o->cpus == NOT_GIVEN)
 		o->cpus = o->command ? (uint64_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L), (long)CPUS_MAX) : 1;
 }
 
@@ -751,7 +751,7 @@ int command_run(int argc, char **argv)
 	struct error err;
 	int rc;
 
-	r.options = (struct run_options){.engine = "auto", .cpus = CPUS_DEFAULT};
+	r.options = (struct run_options){.engine = "auto", .memory = NOT_GIVEN, .cpus = NOT_GIVEN};
 	r.event = NO_EVENT;
 	r.command_status = -1;
 	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
