@@ -276,7 +276,8 @@ static int load(struct run *r, struct error *err)
 
 static void reset(struct run *r)
 {
-	if (r->options.no_reboot) {
+	/* A command is never run a second time. */
+	if (r->options.no_reboot || r->command) {
 		finish(r, STATUS_OK);
 		return;
 	}
@@ -622,8 +623,13 @@ static void print_tail(const struct run *r)
 
 	while (n > 1 && r->tail_len > sizeof(r->tail) && r->tail[at % sizeof(r->tail)] != '\n')
 		at++, n--; /* not half a line */
-	for (; n; at++, n--)
-		fputc(r->tail[at % sizeof(r->tail)], stderr);
+	for (; n; at++, n--) {
+		unsigned char byte = (unsigned char)r->tail[at % sizeof(r->tail)];
+
+		/* Whatever the guest wrote, this terminal gets text. */
+		if ((byte >= ' ' && byte < 0x7f) || byte == '\n' || byte == '\t')
+			fputc(byte, stderr);
+	}
 }
 
 /* One line for every end but the ordinary one. */
@@ -646,7 +652,7 @@ static void explain(const struct run *r)
 		break;
 	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
 	case STATUS_OK:
-		if (r->command)
+		if (r->options.command)
 			log_error("the machine switched itself off before the command ended");
 		break;
 	default:
@@ -654,7 +660,7 @@ static void explain(const struct run *r)
 			log_error("ended by signal %d (%s)", r->status - STATUS_SIGNAL,
 				  strsignal(r->status - STATUS_SIGNAL));
 	}
-	if (r->command && r->tail_len && r->status < STATUS_SIGNAL) {
+	if (r->options.command && r->tail_len && r->status < STATUS_SIGNAL) {
 		log_error("the last that its console showed:");
 		print_tail(r);
 	}
@@ -668,13 +674,14 @@ static void stop(struct run *r)
 	r->gdb = NULL;
 	if (r->sched && r->machine)
 		sched_remove(r->sched, r->machine);
+	command_destroy(r->command); /* its last words, and the terminal as it was */
+	r->command = NULL;
 	console_close(r->console);
 	r->console = NULL;
 }
 
 static void release(struct run *r)
 {
-	command_destroy(r->command); /* its last words first; streams wake the machine */
 	if (r->sched)
 		sched_destroy(r->sched);
 	if (r->machine)
