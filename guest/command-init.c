@@ -177,7 +177,8 @@ static void load_modules(void)
 		snprintf(path, sizeof(path), "/takt/modules/%s", config.modules.item[i]);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
-			die("cannot load the kernel module %s: %s", config.modules.item[i], strerror(errno));
+			die("cannot load the kernel module %s: %s", config.modules.item[i],
+			    strerror(errno));
 		close(fd);
 	}
 }
@@ -192,7 +193,8 @@ static int open_port(const char *name)
 			ssize_t n;
 			int fd;
 
-			snprintf(path, sizeof(path), "/sys/class/virtio-ports/vport%up%u/name", device, port);
+			snprintf(path, sizeof(path), "/sys/class/virtio-ports/vport%up%u/name",
+				 device, port);
 			fd = open(path, O_RDONLY | O_CLOEXEC);
 			if (fd < 0)
 				continue;
@@ -220,13 +222,15 @@ static int wait_for_port(const char *name)
 			return fd;
 		usleep(tries < 100 ? 200 : 2000);
 	}
-	die("this kernel shows no virtio console port %s: it needs VIRTIO_CONSOLE and VIRTIO_PCI, built in or as modules",
+	die("this kernel shows no virtio console port %s: it needs VIRTIO_CONSOLE and VIRTIO_PCI, "
+	    "built in or as modules",
 	    name);
 }
 
 /* --- the root --- */
 
-static void must_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
+static void must_mount(const char *source, const char *target, const char *type,
+		       unsigned long flags, const char *data)
 {
 	mkdir(target, 0755);
 	if (mount(source, target, type, flags, data))
@@ -235,7 +239,8 @@ static void must_mount(const char *source, const char *target, const char *type,
 }
 
 /* What may be missing in a root that is a mere directory. */
-static void try_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
+static void try_mount(const char *source, const char *target, const char *type, unsigned long flags,
+		      const char *data)
 {
 	mkdir(target, 0755);
 	mount(source, target, type, flags, data);
@@ -247,12 +252,15 @@ static void make_root(void)
 	must_mount("tmpfs", "/upper", "tmpfs", 0, "mode=755,size=90%");
 	mkdir("/upper/files", 0755);
 	mkdir("/upper/work", 0755);
-	must_mount("overlay", "/new", "overlay", 0, "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work");
+	must_mount("overlay", "/new", "overlay", 0,
+		   "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work");
 	try_mount("proc", "/new/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	try_mount("sysfs", "/new/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-	try_mount("cgroup2", "/new/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	try_mount("cgroup2", "/new/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		  NULL);
 	try_mount("devtmpfs", "/new/dev", "devtmpfs", MS_NOSUID, "mode=755");
-	try_mount("devpts", "/new/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=666,mode=620,gid=5");
+	try_mount("devpts", "/new/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+		  "newinstance,ptmxmode=666,mode=620,gid=5");
 	try_mount("tmpfs", "/new/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
 	try_mount("tmpfs", "/new/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755");
 	(void)!symlink("/proc/self/fd", "/new/dev/fd");
@@ -382,13 +390,15 @@ static void run_command(const int fds[3], bool terminal)
 	umask((mode_t)config.umask);
 	become_user();
 	if (chdir(config.cwd ? config.cwd : "/")) {
-		dprintf(2, "takt: cannot change to the directory %s in the machine: %s\n", config.cwd, strerror(errno));
+		dprintf(2, "takt: cannot change to the directory %s in the machine: %s\n",
+			config.cwd, strerror(errno));
 		_exit(STATUS_FAILED);
 	}
 	setenv("PATH", search_path(), 1);
 	execvpe(config.args.item[0], config.args.item, config.env.item);
 	status = errno == ENOENT ? 127 : 126;
-	dprintf(2, "takt: %s: %s\n", config.args.item[0], errno == ENOENT ? "command not found" : strerror(errno));
+	dprintf(2, "takt: %s: %s\n", config.args.item[0],
+		errno == ENOENT ? "command not found" : strerror(errno));
 	_exit(status);
 }
 
@@ -459,7 +469,8 @@ static void relay_poll(const struct relay *r, struct pollfd *p)
 
 static int open_terminal(int *slave)
 {
-	struct winsize size = {.ws_col = (unsigned short)config.columns, .ws_row = (unsigned short)config.rows};
+	struct winsize size = {.ws_col = (unsigned short)config.columns,
+			       .ws_row = (unsigned short)config.rows};
 	int master = open("/dev/ptmx", O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), zero = 0;
 
 	if (master < 0 || ioctl(master, TIOCSPTLCK, &zero) ||
@@ -472,7 +483,8 @@ static int open_terminal(int *slave)
 
 enum { IN, OUT, ERR, RELAYS };
 
-static struct relay relay[RELAYS] = {{.from = -1, .to = -1}, {.from = -1, .to = -1}, {.from = -1, .to = -1}};
+static struct relay relay[RELAYS] = {
+    {.from = -1, .to = -1}, {.from = -1, .to = -1}, {.from = -1, .to = -1}};
 static int terminal = -1;
 static pid_t child;
 

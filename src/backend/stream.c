@@ -41,7 +41,8 @@ static void unref(struct stream *s)
 /* Under the lock. */
 static size_t copy_in(struct stream *s, const uint8_t *buf, size_t len)
 {
-	size_t at = (s->head + s->count) % ROOM, n = MIN(len, ROOM - s->count), first = MIN(n, ROOM - at);
+	size_t at = (s->head + s->count) % ROOM, n = MIN(len, ROOM - s->count),
+	       first = MIN(n, ROOM - at);
 
 	memcpy(s->bytes + at, buf, first);
 	memcpy(s->bytes, buf + first, n - first);
@@ -157,7 +158,8 @@ static void *stream_main(void *arg)
 	return NULL;
 }
 
-static struct stream *stream_open(int fd, bool in, void (*event)(void *), void *data, struct error *err)
+static struct stream *stream_open(int fd, bool in, void (*event)(void *), void *data,
+				  struct error *err)
 {
 	struct stream *s = calloc(1, sizeof(*s));
 	sigset_t all, before;

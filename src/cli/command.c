@@ -79,13 +79,14 @@ static void put_padding(struct archive *a, size_t len)
 	put(a, zeros, (4 - len % 4) % 4);
 }
 
-static void put_entry(struct archive *a, const char *name, unsigned mode, const void *bytes, size_t len)
+static void put_entry(struct archive *a, const char *name, unsigned mode, const void *bytes,
+		      size_t len)
 {
 	char header[128];
 	size_t name_len = strlen(name) + 1;
 	int n = snprintf(header, sizeof(header),
-			 "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", ++a->inode, mode, 0, 0, 1,
-			 0, len, 0, 0, 0, 0, name_len, 0);
+			 "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", ++a->inode,
+			 mode, 0, 0, 1, 0, len, 0, 0, 0, 0, name_len, 0);
 
 	put(a, header, (size_t)n);
 	put(a, name, name_len);
@@ -123,7 +124,8 @@ static void put_groups(struct text *t)
 	size_t at = 0;
 
 	for (int i = 0; i < n; i++)
-		at += (size_t)snprintf(line + at, sizeof(line) - at, "%s%u", i ? "," : "", groups[i]);
+		at +=
+		    (size_t)snprintf(line + at, sizeof(line) - at, "%s%u", i ? "," : "", groups[i]);
 	put_text(t, "groups", line);
 }
 
@@ -145,7 +147,8 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 
 	umask(mask);
 	if (!getcwd(cwd, sizeof(cwd)))
-		return error_set(err, errno, "cannot tell the current directory: %s", strerror(errno));
+		return error_set(err, errno, "cannot tell the current directory: %s",
+				 strerror(errno));
 	gethostname(host, sizeof(host) - 1);
 	for (char **arg = c->config.args; *arg; arg++)
 		put_text(t, "arg", *arg);
@@ -167,7 +170,8 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 
 static int add_root(struct command *c, struct shares *shares, struct error *err)
 {
-	struct hostdir_config config = {.path = c->config.root ? c->config.root : "/", .read_only = true, .flat = true};
+	struct hostdir_config config = {
+	    .path = c->config.root ? c->config.root : "/", .read_only = true, .flat = true};
 
 	return shares_add(shares, &config, "takt.root", err);
 }
@@ -180,7 +184,8 @@ static int add_writable(struct command *c, struct shares *shares, struct text *t
 		int rc;
 
 		if (!realpath(c->config.writable->values[i], path))
-			return error_set(err, errno, "--rw %s: %s", c->config.writable->values[i], strerror(errno));
+			return error_set(err, errno, "--rw %s: %s", c->config.writable->values[i],
+					 strerror(errno));
 		config.path = path;
 		snprintf(tag, sizeof(tag), "takt.rw%u", i);
 		rc = shares_add(shares, &config, tag, err);
@@ -231,7 +236,8 @@ static int make_initrd(struct command *c, struct shares *shares, struct error *e
 		return error_set(err, ENOMEM, "not enough memory for a command's initramfs");
 	put_entry(&a, "takt", S_IFDIR | 0755, NULL, 0);
 	put_entry(&a, "takt/modules", S_IFDIR | 0755, NULL, 0);
-	put_entry(&a, "init", S_IFREG | 0755, command_init, (size_t)(command_init_end - command_init));
+	put_entry(&a, "init", S_IFREG | 0755, command_init,
+		  (size_t)(command_init_end - command_init));
 	rc = put_process(c, &t, err);
 	if (!rc)
 		rc = put_modules(c, &a, &t, err);
@@ -245,7 +251,8 @@ static int make_initrd(struct command *c, struct shares *shares, struct error *e
 		put_entry(&a, "takt/config", S_IFREG | 0644, t.bytes, t.len);
 		put_entry(&a, "TRAILER!!!", 0, NULL, 0);
 		if (a.error)
-			rc = error_set(err, a.error, "cannot make a command's initramfs: %s", strerror(a.error));
+			rc = error_set(err, a.error, "cannot make a command's initramfs: %s",
+				       strerror(a.error));
 	}
 	free(t.bytes);
 	return rc;
@@ -381,7 +388,8 @@ static void stderr_event(void *data)
 
 /* --- life --- */
 
-struct command *command_create(const struct command_config *config, struct shares *shares, struct error *err)
+struct command *command_create(const struct command_config *config, struct shares *shares,
+			       struct error *err)
 {
 	struct command *c = calloc(1, sizeof(*c));
 
@@ -393,12 +401,21 @@ struct command *command_create(const struct command_config *config, struct share
 	c->config = *config;
 	for (int fd = 0; fd < 3; fd++)
 		c->terminals |= (unsigned)isatty(fd) << fd;
-	c->ports[IN] = (struct console_port){.name = "takt.stdin", .output = drop, .input = give_stdin,
-					     .waiting = stdin_waiting, .ended = stdin_ended, .data = c};
-	c->ports[OUT] = (struct console_port){.name = "takt.stdout", .output = take_stdout, .data = c};
-	c->ports[ERR] = (struct console_port){.name = "takt.stderr", .output = take_stderr, .data = c};
-	c->ports[CONTROL] = (struct console_port){.name = "takt.control", .output = take_control,
-						  .input = give_control, .waiting = control_waiting, .data = c};
+	c->ports[IN] = (struct console_port){.name = "takt.stdin",
+					     .output = drop,
+					     .input = give_stdin,
+					     .waiting = stdin_waiting,
+					     .ended = stdin_ended,
+					     .data = c};
+	c->ports[OUT] =
+	    (struct console_port){.name = "takt.stdout", .output = take_stdout, .data = c};
+	c->ports[ERR] =
+	    (struct console_port){.name = "takt.stderr", .output = take_stderr, .data = c};
+	c->ports[CONTROL] = (struct console_port){.name = "takt.control",
+						  .output = take_control,
+						  .input = give_control,
+						  .waiting = control_waiting,
+						  .data = c};
 	c->initrd = memfd_create("takt-initramfs", MFD_CLOEXEC);
 	snprintf(c->path, sizeof(c->path), "/proc/self/fd/%d", c->initrd);
 	if (c->initrd < 0)

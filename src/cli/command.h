@@ -19,11 +19,11 @@ struct command;
 struct command_config {
 	char **args; /* ends in NULL */
 	const char *kernel, *modules;
-	const char *root;                 /* directory; NULL: "/" */
+	const char *root;                   /* directory; NULL: "/" */
 	const struct option_list *writable; /* directories */
-	bool disks;                       /* there are some: the guest gets a driver for them */
-	bool network;                     /* the first card is takt's user network */
-	bool cards;                       /* there are some */
+	bool disks;                         /* there are some: the guest gets a driver for them */
+	bool network;                       /* the first card is takt's user network */
+	bool cards;                         /* there are some */
 	/* The command has ended.  On the machine's worker. */
 	void (*ended)(void *data, int status);
 	/* A port has something for the machine, or room: virtio_wake().  Any thread, also before the machine
@@ -33,7 +33,8 @@ struct command_config {
 };
 
 /* Makes the initramfs, adds the shares.  NULL and `err`. */
-struct command *command_create(const struct command_config *config, struct shares *shares, struct error *err);
+struct command *command_create(const struct command_config *config, struct shares *shares,
+			       struct error *err);
 /* A path by which this process can open the initramfs. */
 const char *command_initrd(const struct command *c);
 const struct console_port *command_ports(const struct command *c); /* COMMAND_PORTS of them */

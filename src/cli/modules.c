@@ -47,7 +47,8 @@ static bool copy_version(char *version, size_t room, const char *from, const cha
 {
 	size_t n = 0;
 
-	while (from + n < end && n + 1 < room && (isalnum((unsigned char)from[n]) || strchr(".-+_~", from[n])) && from[n])
+	while (from + n < end && n + 1 < room &&
+	       (isalnum((unsigned char)from[n]) || strchr(".-+_~", from[n])) && from[n])
 		n++;
 	memcpy(version, from, n);
 	version[n] = 0;
@@ -87,7 +88,8 @@ static bool is_directory(const char *path)
 
 static bool use_root(struct search *s, const char *format, const char *a, const char *b)
 {
-	if (snprintf(s->root, sizeof(s->root), format, a, b) < (int)sizeof(s->root) && is_directory(s->root))
+	if (snprintf(s->root, sizeof(s->root), format, a, b) < (int)sizeof(s->root) &&
+	    is_directory(s->root))
 		return true;
 	s->root[0] = 0;
 	return false;
@@ -136,7 +138,8 @@ static bool find_in_dep(const struct search *s, const char *name, char *path, si
 		while (base && line[base - 1] != '/')
 			base--;
 		if (is_module(line + base, file - base, name))
-			return snprintf(path, room, "%s/%.*s", s->root, (int)file, line) < (int)room;
+			return snprintf(path, room, "%s/%.*s", s->root, (int)file, line) <
+			       (int)room;
 		line += len + (line[len] == '\n');
 	}
 	return false;
@@ -155,7 +158,8 @@ static bool find_file(const struct search *s, const char *name, char *path, size
 			if (*p == '_' || *p == '-')
 				*p = dash ? '-' : '_';
 		for (size_t i = 0; i < ARRAY_SIZE(endings); i++)
-			if (snprintf(path, room, "%s/%s%s", s->root, other, endings[i]) < (int)room &&
+			if (snprintf(path, room, "%s/%s%s", s->root, other, endings[i]) <
+				(int)room &&
 			    !access(path, F_OK))
 				return true;
 	}
@@ -169,7 +173,8 @@ static bool find_root(struct search *s, const char *kernel, const char *dir, con
 
 	if (dir)
 		return use_root(s, "%s/lib/modules/%s", dir, version) ||
-		       (use_root(s, "%s%s", dir, "") && find_file(s, "virtio_ring", beside, sizeof(beside)));
+		       (use_root(s, "%s%s", dir, "") &&
+			find_file(s, "virtio_ring", beside, sizeof(beside)));
 	snprintf(beside, sizeof(beside), "%s", kernel);
 	slash = strrchr(beside, '/');
 	if (slash)
@@ -177,7 +182,8 @@ static bool find_root(struct search *s, const char *kernel, const char *dir, con
 	else
 		strcpy(beside, ".");
 	return use_root(s, "%s.modules/lib/modules/%s", kernel, version) ||
-	       use_root(s, "%s/lib/modules/%s", beside, version) || use_root(s, "/lib/modules/%s%s", version, "");
+	       use_root(s, "%s/lib/modules/%s", beside, version) ||
+	       use_root(s, "/lib/modules/%s%s", version, "");
 }
 
 /* --- their contents --- */
@@ -206,7 +212,8 @@ static bool unpack_xz(const uint8_t *in, size_t len, uint8_t *out, size_t *size)
 	size_t from = 0;
 
 	*size = 0;
-	return lzma_stream_buffer_decode(&limit, 0, NULL, in, &from, len, out, size, MODULE_MAX) == LZMA_OK;
+	return lzma_stream_buffer_decode(&limit, 0, NULL, in, &from, len, out, size, MODULE_MAX) ==
+	       LZMA_OK;
 }
 
 static bool unpack_zst(const uint8_t *in, size_t len, uint8_t *out, size_t *size)
@@ -223,8 +230,10 @@ static int load_file(struct module *m, const char *path, struct error *err)
 	bool ok;
 
 	if (!in)
-		return error_set(err, EIO, "cannot read the kernel module %s: %s", path, strerror(errno));
-	out = mmap(NULL, MODULE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		return error_set(err, EIO, "cannot read the kernel module %s: %s", path,
+				 strerror(errno));
+	out = mmap(NULL, MODULE_MAX, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (out == MAP_FAILED) {
 		munmap(in, len);
 		return error_set(err, ENOMEM, "not enough memory for the kernel module %s", path);
@@ -246,7 +255,9 @@ static int load_file(struct module *m, const char *path, struct error *err)
 		memcpy(m->bytes, out, m->size);
 	munmap(in, len);
 	munmap(out, MODULE_MAX);
-	return m->bytes ? 0 : error_set(err, EINVAL, "the kernel module %s is damaged or too large", path);
+	return m->bytes
+		   ? 0
+		   : error_set(err, EINVAL, "the kernel module %s is damaged or too large", path);
 }
 
 /* --- the search --- */
@@ -262,10 +273,12 @@ static bool known(const struct search *s, const char *name)
 static int add(struct search *s, const char *name, unsigned depth, struct error *err);
 
 /* "depends=a,b" among the strings of .modinfo. */
-static int add_dependencies(struct search *s, const struct module *m, unsigned depth, struct error *err)
+static int add_dependencies(struct search *s, const struct module *m, unsigned depth,
+			    struct error *err)
 {
 	static const char key[] = "\0depends=";
-	const char *at = memmem(m->bytes, m->size, key, sizeof(key) - 1), *end = (const char *)m->bytes + m->size;
+	const char *at = memmem(m->bytes, m->size, key, sizeof(key) - 1),
+		   *end = (const char *)m->bytes + m->size;
 
 	for (at = at ? at + sizeof(key) - 1 : end; at < end && *at;) {
 		char name[64];
@@ -312,8 +325,8 @@ static int add(struct search *s, const char *name, unsigned depth, struct error 
 	return 0;
 }
 
-int modules_find(struct module **modules, const char *kernel, const char *dir, const char *const *names,
-		 struct error *err)
+int modules_find(struct module **modules, const char *kernel, const char *dir,
+		 const char *const *names, struct error *err)
 {
 	struct search s = {.last = &s.first};
 	char version[128] = "";
@@ -323,7 +336,9 @@ int modules_find(struct module **modules, const char *kernel, const char *dir, c
 	if (!kernel_version(kernel, version, sizeof(version)) && !dir)
 		return 0;
 	if (!find_root(&s, kernel, dir, version))
-		return dir ? error_set(err, ENOENT, "--modules %s: it has no lib/modules/%s", dir, version) : 0;
+		return dir ? error_set(err, ENOENT, "--modules %s: it has no lib/modules/%s", dir,
+				       version)
+			   : 0;
 	if (!s.dep)
 		s.dep = read_text(s.root, "modules.dep");
 	for (; *names && !rc; names++)

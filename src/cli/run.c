@@ -73,10 +73,10 @@ static const struct option_spec specs[] = {
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
      "options: ro, cache=auto|always|none, locks, acl, squash",
      OPTION_LIST, offsetof(struct run_options, shares)},
-    {"root", "DIR", "the command's root directory, which it cannot change (default: /)", OPTION_TEXT,
-     offsetof(struct run_options, root)},
-    {"rw", "DIR", "a directory that the command can change, at the same place; repeatable", OPTION_LIST,
-     offsetof(struct run_options, writable)},
+    {"root", "DIR", "the command's root directory, which it cannot change (default: /)",
+     OPTION_TEXT, offsetof(struct run_options, root)},
+    {"rw", "DIR", "a directory that the command can change, at the same place; repeatable",
+     OPTION_LIST, offsetof(struct run_options, writable)},
     {"modules", "DIR", "where the kernel's modules are: DIR/lib/modules/VERSION", OPTION_TEXT,
      offsetof(struct run_options, modules)},
     {"net", "KIND[,OPTION]...",
@@ -86,10 +86,12 @@ static const struct option_spec specs[] = {
      OPTION_LIST, offsetof(struct run_options, nets)},
     {"vsock", "PATH[,cid=N]", "a Unix socket by which programs reach the guest's vsock ports",
      OPTION_TEXT, offsetof(struct run_options, vsock)},
-    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)", OPTION_SIZE,
-     offsetof(struct run_options, memory)},
-    {"cpus", "N", "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the host has)", OPTION_NUMBER,
-     offsetof(struct run_options, cpus)},
+    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)",
+     OPTION_SIZE, offsetof(struct run_options, memory)},
+    {"cpus", "N",
+     "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the "
+     "host has)",
+     OPTION_NUMBER, offsetof(struct run_options, cpus)},
     {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
      offsetof(struct run_options, cpu)},
     {"engine", "NAME", "auto, bt (translator, any host) or kvm (default: auto)", OPTION_TEXT,
@@ -129,11 +131,11 @@ struct run {
 	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;
-	struct command *command; /* NULL unless the machine is for one */
+	struct command *command;    /* NULL unless the machine is for one */
 	_Atomic int command_status; /* -1: it has not ended */
-	char tail[2048]; /* of the serial console's output; a ring */
+	char tail[2048];            /* of the serial console's output; a ring */
 	size_t tail_len;
-	unsigned passed_on;         /* signals */
+	unsigned passed_on; /* signals */
 	struct nets nets;
 	struct vsock_option vsock;
 	uint16_t debug_exit_port; /* 0: none */
@@ -353,18 +355,21 @@ static int make_command(struct run *r, struct error *err)
 					.writable = &r->options.writable,
 					.disks = r->options.disks.count,
 					.cards = strcmp(net, "none"),
-					.network = !strncmp(net, "user", 4) && (!net[4] || net[4] == ','),
+					.network =
+					    !strncmp(net, "user", 4) && (!net[4] || net[4] == ','),
 					.ended = command_ended,
 					.wake = wake_ports,
 					.data = r};
 
 	if (!r->options.command)
 		return r->options.root || r->options.modules || r->options.writable.count
-			   ? error_set(err, EINVAL,
-				       "--root, --rw and --modules are for a command: give one behind --")
+			   ? error_set(
+				 err, EINVAL,
+				 "--root, --rw and --modules are for a command: give one behind --")
 			   : 0;
 	if (r->options.initrd)
-		return error_set(err, EINVAL, "--initrd: a command brings its own; leave one of them out");
+		return error_set(err, EINVAL,
+				 "--initrd: a command brings its own; leave one of them out");
 	r->command = command_create(&config, &r->shares, err);
 	if (!r->command)
 		return -err->code;
@@ -409,7 +414,8 @@ static int make_cmdline(struct run *r, struct error *err)
 {
 	const char *append = r->options.append;
 	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
-			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE, r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
+			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
+			 r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
 
 	if ((size_t)n >= sizeof(r->cmdline))
 		return error_set(err, E2BIG,
@@ -513,8 +519,8 @@ static int make_loop(struct run *r, struct error *err)
 {
 	int rc = loop_init(&r->loop, err);
 
-	r->signals =
-	    (struct loop_signals){.terminate = on_terminate, .resumed = on_resumed, .resized = on_resized, .data = r};
+	r->signals = (struct loop_signals){
+	    .terminate = on_terminate, .resumed = on_resumed, .resized = on_resized, .data = r};
 	if (!rc)
 		rc = loop_signals_init(&r->loop, &r->signals, err);
 	if (!rc)
@@ -524,8 +530,12 @@ static int make_loop(struct run *r, struct error *err)
 
 static int make_console(struct run *r, struct error *err)
 {
-	struct console_config config = {
-	    .target = r->options.console ? r->options.console : r->command ? "none" : "stdio", .input = console_typed, .quit = console_quit, .data = r};
+	struct console_config config = {.target = r->options.console ? r->options.console
+						  : r->command       ? "none"
+								     : "stdio",
+					.input = console_typed,
+					.quit = console_quit,
+					.data = r};
 
 	r->console = console_open(&r->loop, &config, err);
 	return r->console ? 0 : -err->code;
@@ -732,8 +742,10 @@ static void print_help(void)
 	     "       takt run [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
 	     "Boots a machine; its serial console is this terminal.\n"
 	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n\n"
-	     "With a COMMAND: runs it in a machine as if it ran here, in this directory, as this user, with\n"
-	     "this host's files, whose changes are gone at the end (but for --rw), and ends with its status.\n");
+	     "With a COMMAND: runs it in a machine as if it ran here, in this directory, as this "
+	     "user, with\n"
+	     "this host's files, whose changes are gone at the end (but for --rw), and ends with "
+	     "its status.\n");
 	options_help(specs, ARRAY_SIZE(specs));
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
 	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
@@ -744,12 +756,16 @@ static void print_help(void)
  * only what it uses. */
 static void set_defaults(struct run_options *o)
 {
-	uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES), half = pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+	uint64_t pages = (uint64_t)sysconf(_SC_PHYS_PAGES),
+		 half = pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
 
 	if (o->memory == NOT_GIVEN)
-		o->memory = o->command ? ALIGN_DOWN(MAX(MIN(half, 4 * GiB), 512 * MiB), MiB) : 512 * MiB;
+		o->memory =
+		    o->command ? ALIGN_DOWN(MAX(MIN(half, 4 * GiB), 512 * MiB), MiB) : 512 * MiB;
 	if (o->cpus == NOT_GIVEN)
-		o->cpus = o->command ? (uint64_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L), (long)CPUS_MAX) : 1;
+		o->cpus = o->command ? (uint64_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L),
+						     (long)CPUS_MAX)
+				     : 1;
 }
 
 int command_run(int argc, char **argv)

@@ -56,10 +56,12 @@ struct virtio_console {
 	/* --- state --- */
 	struct config config;
 	uint8_t tell[CONSOLE_PORTS_MAX];
-	uint8_t open[CONSOLE_PORTS_MAX];   /* some program of the guest has it */
-	uint8_t closed[CONSOLE_PORTS_MAX]; /* the guest was told, or will be, that the host's side is gone */
+	uint8_t open[CONSOLE_PORTS_MAX]; /* some program of the guest has it */
+	uint8_t closed
+	    [CONSOLE_PORTS_MAX]; /* the guest was told, or will be, that the host's side is gone */
 	uint8_t ready[CONSOLE_PORTS_MAX];
-	uint32_t taken[CONSOLE_PORTS_MAX]; /* of the next chain of output: bytes that the host's side has */
+	uint32_t taken
+	    [CONSOLE_PORTS_MAX]; /* of the next chain of output: bytes that the host's side has */
 	/* --- wiring --- */
 	const struct console_port *ports;
 	unsigned nports;
@@ -84,7 +86,8 @@ static unsigned queue_out(unsigned port)
 /* --- the guest's output --- */
 
 /* Offers the host's side the chain's bytes from `taken` on.  Whether that was all. */
-static bool offer(struct virtio_console *c, unsigned port, struct virtq_chain *chain, size_t *budget)
+static bool offer(struct virtio_console *c, unsigned port, struct virtq_chain *chain,
+		  size_t *budget)
 {
 	const struct console_port *p = &c->ports[port];
 	uint32_t skip = c->taken[port];
@@ -118,7 +121,8 @@ static bool take_output(struct virtio_console *c, unsigned port)
 		struct iovec iov[QUEUE_SIZE];
 		struct virtq_chain chain;
 
-		budget -= MIN(budget, (size_t)COST); /* (empty chains, too, must not keep us here) */
+		budget -=
+		    MIN(budget, (size_t)COST); /* (empty chains, too, must not keep us here) */
 		if (!virtio_pop(d, queue, &chain, iov, QUEUE_SIZE)) {
 			if (!virtio_queue(d, queue) || !virtq_rearm(q))
 				return false;
@@ -193,8 +197,8 @@ static bool send_bytes(struct virtio_console *c, const void *message, size_t siz
 	return true;
 }
 
-static bool send_control(struct virtio_console *c, unsigned port, enum control_event event, unsigned value,
-			 const char *name)
+static bool send_control(struct virtio_console *c, unsigned port, enum control_event event,
+			 unsigned value, const char *name)
 {
 	const struct control message = {port, (uint16_t)event, (uint16_t)value};
 
@@ -377,13 +381,15 @@ static const struct virtio_ops ops = {
     .destroy = destroy,
 };
 
-struct virtio_device *virtio_console_create(const struct virtio_env *env, const struct console_port *ports,
-					    unsigned nports, struct error *err)
+struct virtio_device *virtio_console_create(const struct virtio_env *env,
+					    const struct console_port *ports, unsigned nports,
+					    struct error *err)
 {
 	struct virtio_console *c;
 
 	if (!nports || nports > CONSOLE_PORTS_MAX) {
-		error_set(err, EINVAL, "a console device has 1 to %d ports, not %u", CONSOLE_PORTS_MAX, nports);
+		error_set(err, EINVAL, "a console device has 1 to %d ports, not %u",
+			  CONSOLE_PORTS_MAX, nports);
 		return NULL;
 	}
 	c = calloc(1, sizeof(*c));
@@ -391,7 +397,8 @@ struct virtio_device *virtio_console_create(const struct virtio_env *env, const 
 		error_set(err, ENOMEM, "not enough memory for a console device");
 		return NULL;
 	}
-	if (virtio_device_init(&c->device, &ops, env, F_SIZE | F_MULTIPORT, QUEUES(nports), QUEUE_SIZE, err)) {
+	if (virtio_device_init(&c->device, &ops, env, F_SIZE | F_MULTIPORT, QUEUES(nports),
+			       QUEUE_SIZE, err)) {
 		free(c);
 		return NULL;
 	}

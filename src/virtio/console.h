@@ -29,8 +29,9 @@ struct console_port {
 };
 
 /* `ports` outlives the device; the first is number 0.  -EINVAL, -ENOMEM. */
-struct virtio_device *virtio_console_create(const struct virtio_env *env, const struct console_port *ports,
-					    unsigned nports, struct error *err);
+struct virtio_device *virtio_console_create(const struct virtio_env *env,
+					    const struct console_port *ports, unsigned nports,
+					    struct error *err);
 /* The terminals' size.  Any thread. */
 void virtio_console_resize(struct virtio_device *d, unsigned columns, unsigned rows);
 

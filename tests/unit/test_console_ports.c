@@ -112,7 +112,8 @@ static bool is_master(const struct virtio_device *d)
 	return true;
 }
 
-static const struct virtio_transport transport = {interrupt, config_interrupt, is_master, config_interrupt};
+static const struct virtio_transport transport = {interrupt, config_interrupt, is_master,
+						  config_interrupt};
 static const struct virtio_env env = {&ram, wake};
 
 static void *at(gpa_t gpa)
@@ -145,7 +146,8 @@ static void start(void)
 		assert_int_equal(virtq_enable(q), 0);
 	}
 	virtio_set_status(device, VIRTIO_ACKNOWLEDGE | VIRTIO_DRIVER | VIRTIO_FEATURES_OK);
-	virtio_set_status(device, VIRTIO_ACKNOWLEDGE | VIRTIO_DRIVER | VIRTIO_FEATURES_OK | VIRTIO_DRIVER_OK);
+	virtio_set_status(device, VIRTIO_ACKNOWLEDGE | VIRTIO_DRIVER | VIRTIO_FEATURES_OK |
+				      VIRTIO_DRIVER_OK);
 }
 
 static void offer(unsigned queue, gpa_t buffer, uint32_t len, uint16_t flags)
@@ -410,8 +412,11 @@ static void a_hostile_driver_gets_nowhere(void **state)
 		offer_control(8);
 		for (unsigned i = 0; i < 60; i++) {
 			unsigned queue = (unsigned)(next_random(&s) % 7);
-			gpa_t where = next_random(&s) % 5 ? buffer(queue % 6, (unsigned)next_random(&s)) : next_random(&s);
-			uint32_t len = next_random(&s) % 4 ? (uint32_t)(next_random(&s) % 5000) : (uint32_t)next_random(&s);
+			gpa_t where = next_random(&s) % 5
+					  ? buffer(queue % 6, (unsigned)next_random(&s))
+					  : next_random(&s);
+			uint32_t len = next_random(&s) % 4 ? (uint32_t)(next_random(&s) % 5000)
+							   : (uint32_t)next_random(&s);
 
 			for (unsigned k = 0; k < 8 && where < RAM_SIZE - 8; k++)
 				((uint8_t *)at(where))[k] = (uint8_t)(next_random(&s) % 9);

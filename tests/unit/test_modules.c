@@ -38,7 +38,10 @@ static size_t make_module(char *out, const char *needs)
 {
 	memset(out, 'x', 1000);
 	memcpy(out, "\177ELF", 4);
-	return 200 + (size_t)snprintf(out + 200, 200, "%clicense=GPL%cdepends=%s%cname=some", 0, 0, needs, 0) + 100;
+	return 200 +
+	       (size_t)snprintf(out + 200, 200, "%clicense=GPL%cdepends=%s%cname=some", 0, 0, needs,
+				0) +
+	       100;
 }
 
 static void put_gz(const char *name, const char *bytes, size_t len)
@@ -56,8 +59,9 @@ static void put_xz(const char *name, const char *bytes, size_t len)
 {
 	size_t n = 0;
 
-	assert_int_equal(lzma_easy_buffer_encode(6, LZMA_CHECK_CRC32, NULL, (const uint8_t *)bytes, len, packed, &n,
-						 sizeof(packed)), LZMA_OK);
+	assert_int_equal(lzma_easy_buffer_encode(6, LZMA_CHECK_CRC32, NULL, (const uint8_t *)bytes,
+						 len, packed, &n, sizeof(packed)),
+			 LZMA_OK);
 	put(name, packed, n);
 }
 
@@ -129,7 +133,8 @@ static void what_is_damaged_is_an_error(void **state)
 	size_t n = make_module(m, "");
 
 	(void)state;
-	put("text.ko", "not a module, but long enough to be taken for one at first sight, by its size", 77);
+	put("text.ko",
+	    "not a module, but long enough to be taken for one at first sight, by its size", 77);
 	expect_error("text", "damaged");
 	put("cut.ko.xz", packed, 30);
 	expect_error("cut", "damaged");
@@ -146,8 +151,9 @@ static void what_is_damaged_is_an_error(void **state)
 
 static void modules_dep_says_where_they_are(void **state)
 {
-	static const char dep[] = "kernel/fs/fs.ko: kernel/bus.ko.xz\nkernel/bus.ko.xz:\nkernel/the-core.ko.zst:\n"
-				  "kernel/gone.ko:\nno colon";
+	static const char dep[] =
+	    "kernel/fs/fs.ko: kernel/bus.ko.xz\nkernel/bus.ko.xz:\nkernel/the-core.ko.zst:\n"
+	    "kernel/gone.ko:\nno colon";
 	const char *const names[] = {"fs", "other", NULL};
 	char m[1000], path[256];
 	size_t n;

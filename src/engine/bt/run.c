@@ -340,6 +340,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		if (v->ram->concurrent) {
 			if (!bt_code_enter(bv)) {
 				bt_flags_from_arith(bv);
+				bt_phase(bv, PHASE_LOOKUP);
 				return 0;
 			}
 			bt_enter(bv, pc);

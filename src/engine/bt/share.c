@@ -77,7 +77,8 @@ static void wait_for_notes(struct bt_vcpu *bv)
 	for (unsigned i = 0; i < machine->nvcpus; i++) {
 		struct bt_vcpu *other = machine->vcpus[i];
 
-		while (other != bv && atomic_load(&other->notes.pending) && atomic_load(&other->in_code))
+		while (other != bv && atomic_load(&other->notes.pending) &&
+		       atomic_load(&other->in_code))
 			relax(&tries);
 	}
 }
@@ -114,13 +115,15 @@ void bt_code_unmark(struct bt_cache *m, gpa_t page)
 	lock(machine);
 	machine->users[index] &= ~(1ull << m->bv->v.index);
 	if (!machine->users[index])
-		__atomic_fetch_and(&m->ram->page_flags[index], (uint8_t)~RAM_PAGE_CODE, __ATOMIC_SEQ_CST);
+		__atomic_fetch_and(&m->ram->page_flags[index], (uint8_t)~RAM_PAGE_CODE,
+				   __ATOMIC_SEQ_CST);
 	unlock(machine);
 }
 
 bool bt_write_cached(struct bt_machine *machine, uint64_t index)
 {
-	uint8_t *at = &machine->ram->page_flags[index], flags = __atomic_load_n(at, __ATOMIC_RELAXED);
+	uint8_t *at = &machine->ram->page_flags[index],
+		flags = __atomic_load_n(at, __ATOMIC_RELAXED);
 
 	while (!(flags & (RAM_PAGE_CODE | RAM_PAGE_WRITE_CACHED)))
 		if (__atomic_compare_exchange_n(at, &flags, flags | RAM_PAGE_WRITE_CACHED, true,

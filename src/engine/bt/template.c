@@ -17,11 +17,12 @@
 #define TEMPLATES 4096
 #define KEY_MAX 8
 
-struct template {
+struct template
+{
 	uint64_t key;
-	uint8_t key_len; /* 0: empty */
+	uint8_t key_len;                                /* 0: empty */
 	uint8_t disp_off, disp_size, imm_off, imm_size; /* sizes in bytes; 0: none */
-	bool imm_signed, shift; /* shift: not of a count of zero */
+	bool imm_signed, shift;                         /* shift: not of a count of zero */
 	struct insn in;
 };
 
@@ -62,8 +63,8 @@ static bool is_prefix(uint8_t byte)
 /* Opcodes that are no templates: prefixes of other maps, absolute addresses, two immediates. */
 static bool is_odd(uint8_t opcode)
 {
-	return opcode == 0x62 || opcode == 0xc4 || opcode == 0xc5 || opcode == 0x8f || opcode == 0xc8 ||
-	       (opcode & 0xfc) == 0xa0;
+	return opcode == 0x62 || opcode == 0xc4 || opcode == 0xc5 || opcode == 0x8f ||
+	       opcode == 0xc8 || (opcode & 0xfc) == 0xa0;
 }
 
 static bool is_odd_two(uint8_t opcode)
@@ -159,7 +160,8 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 	bool shift = false;
 	unsigned n = key_length(in->bytes, INSN_MAX, &shift);
 
-	if (!n || n > in->len || zi->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || zi->raw.imm[1].size || zi->raw.disp.size > 32)
+	if (!n || n > in->len || zi->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
+	    zi->raw.imm[1].size || zi->raw.disp.size > 32)
 		return;
 	if (!table)
 		table = calloc(TEMPLATES, sizeof(*table));
@@ -175,7 +177,8 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 	t.imm_signed = zi->raw.imm[0].is_signed;
 	/* What Zydis made of the constants must be what is made of them here. */
 	if ((shift && (!t.imm_size || !(in->bytes[t.imm_off] & 31))) ||
-	    (t.disp_size && in->has_mem && constant(in->bytes + t.disp_off, t.disp_size, true) != (uint64_t)in->disp) ||
+	    (t.disp_size && in->has_mem &&
+	     constant(in->bytes + t.disp_off, t.disp_size, true) != (uint64_t)in->disp) ||
 	    (t.imm_size && constant(in->bytes + t.imm_off, t.imm_size, t.imm_signed) != in->imm))
 		return;
 	*place(t.key, n) = t;
