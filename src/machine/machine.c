@@ -601,12 +601,15 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 	struct machine_shape shape = m->shape;
 	size_t count;
 	struct state_object *list = list_objects(m, &shape, &count);
-	int ret;
+	int ret = 0;
 
 	if (!list)
 		return error_set(err, ENOMEM, "not enough memory to save the machine");
 	machine_drain(m);
-	ret = state_save(buf, list, count, &m->ram, err);
+	for (unsigned i = 0; i < m->nvcpus && !ret; i++)
+		ret = vcpu_settle(m->slots[i].vcpu, err);
+	if (!ret)
+		ret = state_save(buf, list, count, &m->ram, err);
 	free(list);
 	return ret;
 }

@@ -157,7 +157,7 @@ void machine_set_deadline_hook(struct machine *m, void (*hook)(struct vcpu *v, n
 
 /* --- state; no worker runs the machine --- */
 
-/* Appends all state, RAM included, to `buf`. -ENOMEM. */
+/* Appends all state, RAM included, to `buf`. -ENOMEM, -EIO (the engine does not give it back). */
 int machine_save(struct machine *m, struct state_buffer *buf, struct error *err);
 /* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go
  * on from the saved values.  On error the machine is good for machine_reset() or machine_destroy()
