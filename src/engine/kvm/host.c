@@ -199,6 +199,7 @@ static int read_supported(struct supported *s, struct error *err)
 	} *all = calloc(1, sizeof(*all));
 	int fd, ret = 0;
 
+	memset(s, 0, sizeof(*s));
 	if (!all)
 		return error_set(err, ENOMEM, "out of memory for the processor's features");
 	fd = kvm_open(err);
@@ -211,7 +212,6 @@ static int read_supported(struct supported *s, struct error *err)
 		ret = error_set(err, errno, "KVM does not say which processor it can show: %s",
 				strerror(errno));
 	close(fd);
-	memset(s, 0, sizeof(*s));
 	for (unsigned i = 0; !ret && i < all->head.nent; i++) {
 		const struct kvm_cpuid_entry2 *e = &all->entry[i];
 

@@ -181,15 +181,19 @@ static int refused(const struct kvm_cpu *c, const char *what, struct error *err)
 			 strerror(errno));
 }
 
+/* Paravirtual KVMs whose guests read the host's TSC accept an offset and keep none.  What the guest
+ * reads is then what the chips go by: its TSC jumps, its kvmclock and its timers stay right. */
 int kvm_set_tsc_offset(struct kvm_cpu *c, struct error *err)
 {
+	int64_t offset = c->v.tsc_offset;
 	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL,
 				       .attr = KVM_VCPU_TSC_OFFSET,
-				       .addr = (uint64_t)(uintptr_t)&c->v.tsc_offset};
+				       .addr = (uint64_t)(uintptr_t)&offset};
 
-	if (kvm_ioctl(c->fd, KVM_SET_DEVICE_ATTR, &attr))
+	if (kvm_ioctl(c->fd, KVM_SET_DEVICE_ATTR, &attr) ||
+	    kvm_ioctl(c->fd, KVM_GET_DEVICE_ATTR, &attr))
 		return refused(c, "TSC offset", err);
-	c->tsc_offset = c->v.tsc_offset;
+	c->v.tsc_offset = c->tsc_offset = offset;
 	return 0;
 }
 
