@@ -259,16 +259,14 @@ static int enter(struct kvm_cpu *c, struct loop_state *s, struct error *err)
 	int rc = kvm_ioctl(c->fd, KVM_RUN, NULL);
 
 	s->entered = true;
-	if (rc < 0)
-		rc = run_failed(c, s, err);
-	else {
-		s->half_done = false;
-		s->tries = 0;
-		rc = came_back(c, s, err);
-	}
+	/* The guest's writes of CR8, before what came back changes the priority in another way. */
 	if (c->run->cr8 != v->ops->cr8_read(v->platform, v))
 		v->ops->cr8_write(v->platform, v, c->run->cr8);
-	return rc;
+	if (rc < 0)
+		return run_failed(c, s, err);
+	s->half_done = false;
+	s->tries = 0;
+	return came_back(c, s, err);
 }
 
 /* Until s->reason is there and nothing is half done. */
