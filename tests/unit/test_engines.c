@@ -331,6 +331,75 @@ static void state_passes_through_kvm_unchanged(void **state)
 	machine_destroy(m);
 }
 
+/* --- dirty pages --- */
+
+/* Between two looks: whatever is different was said to be written, and not everything was. */
+static void check_dirty(unsigned engine, ns_t ns)
+{
+	struct error err = {0};
+	struct machine *m;
+	struct seen s;
+	uint64_t *bits, pages, said = 0, wrong = 0;
+	struct ram *ram;
+	uint8_t *before;
+
+	seen_init(&s);
+	m = boot(&s, engine, "moved");
+	ram = machine_ram(m);
+	pages = ram->size / GUEST_PAGE_SIZE;
+	bits = calloc(1, ram_dirty_bytes(ram));
+	before = malloc(ram->size);
+	assert_false(run_for(m, &s, ns));
+	assert_int_equal(machine_dirty_start(m, &err), 0);
+	for (unsigned look = 0; look < 3; look++) {
+		uint64_t changed = 0;
+		bool ended;
+
+		memcpy(before, ram->host, ram->size);
+		ended = run_for(m, &s, ns);
+		if (machine_dirty_take(m, bits, &err))
+			fail_msg("%s", err.text);
+		said = 0;
+		for (uint64_t i = 0; i < pages; i++) {
+			bool dirty = bits[i / 64] >> i % 64 & 1;
+			bool differs = memcmp(before + i * GUEST_PAGE_SIZE,
+					      ram->host + i * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
+
+			said += dirty;
+			changed += differs;
+			wrong += differs && !dirty;
+		}
+		assert_int_equal(wrong, 0);
+		assert_true(said < pages / 4);
+		if (ended)
+			break;
+		assert_true(changed > 0);
+	}
+	/* A device's write. */
+	machine_dirty_take(m, bits, &err);
+	ram_written(ram, 0x5000, 8);
+	assert_int_equal(machine_dirty_take(m, bits, &err), 0);
+	assert_int_equal(bits[0], 1u << 5);
+	machine_dirty_stop(m);
+	free(bits);
+	free(before);
+	sched_remove(scheds[engine], m);
+	machine_destroy(m);
+}
+
+static void the_translator_says_which_pages_were_written(void **state)
+{
+	(void)state;
+	check_dirty(BT, 1000000);
+}
+
+static void kvm_says_which_pages_were_written(void **state)
+{
+	(void)state;
+	need_kvm();
+	check_dirty(KVM, 100000000);
+}
+
 /* --- attention --- */
 
 #define REQUESTS 2000
@@ -418,6 +487,8 @@ int main(void)
 	    cmocka_unit_test(a_guest_moves_between_engines_and_ends_the_same),
 	    cmocka_unit_test(a_guest_moves_from_kvm_to_kvm),
 	    cmocka_unit_test(state_passes_through_kvm_unchanged),
+	    cmocka_unit_test(the_translator_says_which_pages_were_written),
+	    cmocka_unit_test(kvm_says_which_pages_were_written),
 	    cmocka_unit_test(no_request_for_attention_is_lost),
 	};
 

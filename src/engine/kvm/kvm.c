@@ -65,11 +65,6 @@ static int set_memory(struct kvm_vm *vm, struct error *err)
 			      ram->size - ram->low_size, err);
 }
 
-struct filter_range {
-	struct kvm_msr_filter_range *range;
-	uint8_t *bits;
-};
-
 static void allow(struct kvm_msr_filter_range *r, uint32_t msr)
 {
 	r->bitmap[(msr - r->base) / 8] |= (uint8_t)(1u << (msr - r->base) % 8);
@@ -332,6 +327,53 @@ static void flush_tlb(struct vcpu *v)
 	kvm_of(v)->flush_tlb = true;
 }
 
+/* --- dirty pages --- */
+
+static int dirty_watch(struct engine_machine *em, bool on, struct error *err)
+{
+	struct kvm_vm *vm = (struct kvm_vm *)em;
+
+	vm->logging = on;
+	return set_memory(vm, err);
+}
+
+/* KVM's log of a slot, which it empties; slots begin at multiples of 64 pages. */
+static int collect_slot(struct kvm_vm *vm, unsigned slot, uint64_t first, uint64_t size,
+			struct error *err)
+{
+	uint64_t words = ((size >> GUEST_PAGE_SHIFT) + 63) / 64, *to = vm->ram->dirty + first / 64;
+	struct kvm_dirty_log log = {.slot = slot};
+	uint64_t *bits;
+
+	if (!size)
+		return 0;
+	bits = calloc(words, sizeof(*bits));
+	if (!bits)
+		return error_set(err, ENOMEM, "not enough memory for the pages that were written");
+	log.dirty_bitmap = bits;
+	if (kvm_ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log)) {
+		free(bits);
+		return error_set(err, EIO, "KVM does not say which pages were written: %s",
+				 strerror(errno));
+	}
+	for (uint64_t i = 0; i < words; i++)
+		if (bits[i])
+			__atomic_fetch_or(&to[i], bits[i], __ATOMIC_RELAXED);
+	free(bits);
+	return 0;
+}
+
+static int dirty_collect(struct engine_machine *em, struct error *err)
+{
+	struct kvm_vm *vm = (struct kvm_vm *)em;
+	const struct ram *ram = vm->ram;
+	int ret = collect_slot(vm, 0, 0, ram->low_size, err);
+
+	return ret ? ret
+		   : collect_slot(vm, 1, ram->low_size >> GUEST_PAGE_SHIFT, ram->size - ram->low_size,
+				  err);
+}
+
 /* --- counters --- */
 
 static void sample(struct engine_machine *em, ns_t elapsed)
@@ -381,6 +423,8 @@ const struct engine engine_kvm = {
     .run = run,
     .state_loaded = state_loaded,
     .flush_tlb = flush_tlb,
+    .dirty_watch = dirty_watch,
+    .dirty_collect = dirty_collect,
     .sample = sample,
     .counters = counters,
 };
