@@ -119,6 +119,21 @@ static int exit_debug(struct kvm_cpu *c, struct error *err)
 	return 0;
 }
 
+/* A paravirtual KVM's emulator has no INT3: it gives up where a breakpoint of the debugger's is. */
+static bool gave_up_at_int3(struct kvm_cpu *c)
+{
+	struct vcpu_debug *d = c->v.debug;
+	struct kvm_sregs s;
+	struct kvm_regs r;
+
+	if (!d || c->run->internal.suberror != KVM_INTERNAL_ERROR_EMULATION ||
+	    kvm_ioctl(c->fd, KVM_GET_REGS, &r) || kvm_ioctl(c->fd, KVM_GET_SREGS, &s) ||
+	    !is_debuggers(d, s.cs.base + r.rip))
+		return false;
+	d->hit = DEBUG_INT3;
+	return true;
+}
+
 /* --- before KVM_RUN --- */
 
 static bool may_interrupt(const struct kvm_cpu *c, const struct loop_state *s)
@@ -227,6 +242,11 @@ static int came_back(struct kvm_cpu *c, struct loop_state *s, struct error *err)
 		else if (c->v.debug && c->v.debug->hit)
 			s->reason = EXIT_DEBUG;
 		return rc == X86_SHUTDOWN ? 0 : rc;
+	case KVM_EXIT_INTERNAL_ERROR:
+		if (!gave_up_at_int3(c))
+			return kvm_exit_failed(c, err);
+		s->reason = EXIT_DEBUG;
+		return 0;
 	default: return kvm_exit_failed(c, err);
 	}
 }
