@@ -14,6 +14,8 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
+#include <errno.h>
 #include <libgen.h>
 #include <limits.h>
 #include <pthread.h>
@@ -34,6 +36,7 @@
 #include "x86/cpuid.h"
 
 #define MEMORY (32 * MiB)
+#define SMALL (4 * MiB)
 #define NO_EVENT (-1)
 
 enum { BT, KVM, ENGINES };
@@ -400,6 +403,94 @@ static void kvm_says_which_pages_were_written(void **state)
 	check_dirty(KVM, 100000000);
 }
 
+/* --- failures --- */
+
+static unsigned count_entries(const char *path)
+{
+	DIR *dir = opendir(path);
+	unsigned n = 0;
+
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* A machine from its making to its end, with a look at all that KVM keeps of it. */
+static int whole_life(struct error *err)
+{
+	struct state_buffer buf = {0};
+	struct machine_config config = {
+	    .memory = SMALL, .vcpus = 2, .engine = &engine_kvm, .model = &model};
+	struct machine *m = machine_create(&config, err);
+	enum exit_reason reason;
+	int ret;
+
+	if (!m)
+		return -err->code;
+	ret = machine_reset(m, err);
+	for (unsigned i = 0; i < 3 && !ret; i++) {
+		/* Nothing but a HLT at the reset vector's address. */
+		struct vcpu *v = machine_vcpu(m, 0);
+
+		vcpu_set_protected_mode(v, 0x1000);
+		memset(ram_host(machine_ram(m), 0x1000, 2), 0xf4, 2);
+		v->nmi_pending = i == 1;
+		reason = machine_run(m, v);
+		if (reason == EXIT_ERROR) {
+			*err = *machine_error(m);
+			ret = -err->code;
+		}
+	}
+	if (!ret)
+		ret = machine_dirty_start(m, err);
+	if (!ret) {
+		uint64_t bits[SMALL / GUEST_PAGE_SIZE / 64];
+
+		ret = machine_dirty_take(m, bits, err);
+		machine_dirty_stop(m);
+	}
+	if (!ret)
+		ret = machine_save(m, &buf, err);
+	state_buffer_free(&buf);
+	machine_destroy(m);
+	return ret;
+}
+
+/* Whichever ioctl fails, there is one sentence, and nothing is left behind. */
+static void a_failing_ioctl_leaves_nothing_behind(void **state)
+{
+	unsigned fds, failures = 0, successes = 0;
+	struct error err = {0};
+
+	(void)state;
+	need_kvm();
+	assert_int_equal(engine_kvm.thread_init(&err), 0);
+	if (whole_life(&err))
+		fail_msg("%s", err.text);
+	fds = count_entries("/proc/self/fd");
+	for (long nth = 1; successes < 20 && nth < 1000; nth++) {
+		int ret;
+
+		err = (struct error){0};
+		kvm_fail_ioctl(nth, EIO);
+		ret = whole_life(&err);
+		kvm_fail_ioctl(0, 0);
+		assert_int_equal(count_entries("/proc/self/fd"), fds);
+		if (!ret) {
+			successes++;
+			continue;
+		}
+		failures++;
+		assert_true(strlen(err.text) > 10);
+		assert_null(strchr(err.text, '\n'));
+	}
+	engine_kvm.thread_exit();
+	printf("%u failures\n", failures);
+	assert_true(failures > 40);
+	assert_int_equal(successes, 20);
+}
+
 /* --- attention --- */
 
 #define REQUESTS 2000
@@ -489,6 +580,7 @@ int main(void)
 	    cmocka_unit_test(state_passes_through_kvm_unchanged),
 	    cmocka_unit_test(the_translator_says_which_pages_were_written),
 	    cmocka_unit_test(kvm_says_which_pages_were_written),
+	    cmocka_unit_test(a_failing_ioctl_leaves_nothing_behind),
 	    cmocka_unit_test(no_request_for_attention_is_lost),
 	};
 

@@ -8,6 +8,7 @@
 #include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,34 +18,34 @@
 #include "engine/kvm/parts.h"
 #include "x86/defs.h"
 
-/* TAKT_KVM_FAIL=N[,ERRNO] in the environment: the Nth ioctl of the process fails, for tests. */
-static int injected_failure(void)
+static _Atomic long calls_left; /* until one fails; 0: none will */
+static _Atomic int failure;
+
+void kvm_fail_ioctl(long nth, int code)
 {
-	static _Atomic long left = -1;
-	static _Atomic int code;
-	long now = atomic_load_explicit(&left, memory_order_relaxed);
+	atomic_store(&failure, code);
+	atomic_store(&calls_left, nth);
+}
 
-	if (!now)
-		return 0;
-	if (now < 0) {
-		const char *text = getenv("TAKT_KVM_FAIL");
-		char *end = NULL;
+/* TAKT_KVM_FAIL=N[,ERRNO] in the environment. */
+static void read_environment(void)
+{
+	const char *text = getenv("TAKT_KVM_FAIL");
+	char *end;
+	long nth;
 
-		now = text ? strtol(text, &end, 10) : 0;
-		atomic_store(&code, end && *end == ',' ? atoi(end + 1) : EIO);
-		atomic_store(&left, MAX(now, 0));
-		if (now <= 0)
-			return 0;
-	}
-	return atomic_fetch_sub(&left, 1) == 1 ? atomic_load(&code) : 0;
+	if (!text)
+		return;
+	nth = strtol(text, &end, 10);
+	if (nth > 0)
+		kvm_fail_ioctl(nth, *end == ',' ? atoi(end + 1) : EIO);
 }
 
 int kvm_ioctl(int fd, unsigned long request, void *arg)
 {
-	int failure = injected_failure();
-
-	if (unlikely(failure)) {
-		errno = failure;
+	if (unlikely(atomic_load_explicit(&calls_left, memory_order_relaxed)) &&
+	    atomic_fetch_sub(&calls_left, 1) == 1) {
+		errno = atomic_load(&failure);
 		return -1;
 	}
 	return ioctl(fd, request, arg);
@@ -84,8 +85,10 @@ int kvm_open(struct error *err)
 	    {KVM_CAP_SET_GUEST_DEBUG, "guest debugging"},
 	    {KVM_CAP_VCPU_ATTRIBUTES, "the TSC offset as an attribute"},
 	};
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), version;
 
+	pthread_once(&once, read_environment);
 	if (fd < 0)
 		return error_set(err, errno, "cannot open /dev/kvm: %s; use --engine bt, or see takt doctor",
 				 strerror(errno));

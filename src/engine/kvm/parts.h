@@ -82,8 +82,11 @@ static inline struct kvm_cpu *kvm_of(struct vcpu *v)
 
 /* --- host.c --- */
 
-/* ioctl(2), or the failure that TAKT_KVM_FAIL asks for. */
+/* ioctl(2), or the failure that a test asked for. */
 int kvm_ioctl(int fd, unsigned long request, void *arg);
+/* The nth call of kvm_ioctl() from now on fails with `code`; 0: none.  For tests, which may also say
+ * TAKT_KVM_FAIL=NTH,CODE in the environment. */
+void kvm_fail_ioctl(long nth, int code);
 /* The device, checked for all that the engine needs. */
 int kvm_open(struct error *err);
 /* The MSRs that KVM keeps for a guest: what the hardware switches with it. */
