@@ -336,64 +336,70 @@ static void state_passes_through_kvm_unchanged(void **state)
 
 /* --- dirty pages --- */
 
-/* Between two looks: whatever is different was said to be written, and not everything was. */
-static void check_dirty(unsigned engine, ns_t ns)
+/* Lets it run for a while: whatever is different then was said to be written, and not everything was.
+ * Returns the number of pages that are different; *ended: the machine has. */
+static unsigned look(struct machine *m, struct seen *s, ns_t ns, bool *ended)
 {
+	struct ram *ram = machine_ram(m);
+	uint64_t *bits = calloc(1, ram_dirty_bytes(ram)), said = 0;
+	uint8_t *before = malloc(ram->size);
 	struct error err = {0};
-	struct machine *m;
-	struct seen s;
-	uint64_t *bits, pages, said = 0, wrong = 0;
-	struct ram *ram;
-	uint8_t *before;
+	unsigned changed = 0;
 
-	seen_init(&s);
-	m = boot(&s, engine, "moved");
-	ram = machine_ram(m);
-	pages = ram->size / GUEST_PAGE_SIZE;
-	bits = calloc(1, ram_dirty_bytes(ram));
-	before = malloc(ram->size);
-	assert_false(run_for(m, &s, ns));
-	assert_int_equal(machine_dirty_start(m, &err), 0);
-	for (unsigned look = 0; look < 3; look++) {
-		uint64_t changed = 0;
-		bool ended;
+	memcpy(before, ram->host, ram->size);
+	*ended = run_for(m, s, ns);
+	if (machine_dirty_take(m, bits, &err))
+		fail_msg("%s", err.text);
+	for (uint64_t i = 0; i < ram->size / GUEST_PAGE_SIZE; i++) {
+		bool dirty = bits[i / 64] >> i % 64 & 1;
+		bool differs = memcmp(before + i * GUEST_PAGE_SIZE, ram->host + i * GUEST_PAGE_SIZE,
+				      GUEST_PAGE_SIZE);
 
-		memcpy(before, ram->host, ram->size);
-		ended = run_for(m, &s, ns);
-		if (machine_dirty_take(m, bits, &err))
-			fail_msg("%s", err.text);
-		said = 0;
-		for (uint64_t i = 0; i < pages; i++) {
-			bool dirty = bits[i / 64] >> i % 64 & 1;
-			bool differs = memcmp(before + i * GUEST_PAGE_SIZE,
-					      ram->host + i * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE);
-
-			said += dirty;
-			changed += differs;
-			wrong += differs && !dirty;
-		}
-		assert_int_equal(wrong, 0);
-		assert_true(said < pages / 4);
-		if (ended)
-			break;
-		assert_true(changed > 0);
+		assert_true(dirty || !differs);
+		said += dirty;
+		changed += differs;
 	}
-	/* A device's write. */
-	machine_dirty_take(m, bits, &err);
-	ram_written(ram, 0x5000, 8);
-	assert_int_equal(machine_dirty_take(m, bits, &err), 0);
-	assert_int_equal(bits[0], 1u << 5);
-	machine_dirty_stop(m);
+	assert_true(said < ram->size / GUEST_PAGE_SIZE / 4);
 	free(bits);
 	free(before);
-	sched_remove(scheds[engine], m);
-	machine_destroy(m);
+	return changed;
+}
+
+static void check_dirty(unsigned engine, ns_t ns)
+{
+	uint64_t bits[MEMORY / GUEST_PAGE_SIZE / 64];
+	unsigned changed = 0;
+
+	/* On a busy host it may come to its end before the first look. */
+	for (unsigned tries = 0; changed < 10 && tries < 50; tries++) {
+		struct error err = {0};
+		struct machine *m;
+		struct seen s;
+		bool ended;
+
+		seen_init(&s);
+		m = boot(&s, engine, "moved");
+		ended = run_for(m, &s, ns);
+		if (machine_dirty_start(m, &err))
+			fail_msg("%s", err.text);
+		for (unsigned looks = 0; looks < 5 && !ended; looks++)
+			changed += look(m, &s, ns, &ended);
+		/* A device's write. */
+		assert_int_equal(machine_dirty_take(m, bits, &err), 0);
+		ram_written(machine_ram(m), 0x5000, 8);
+		assert_int_equal(machine_dirty_take(m, bits, &err), 0);
+		assert_int_equal(bits[0], 1u << 5);
+		machine_dirty_stop(m);
+		sched_remove(scheds[engine], m);
+		machine_destroy(m);
+	}
+	assert_true(changed >= 10);
 }
 
 static void the_translator_says_which_pages_were_written(void **state)
 {
 	(void)state;
-	check_dirty(BT, 1000000);
+	check_dirty(BT, 500000);
 }
 
 static void kvm_says_which_pages_were_written(void **state)
