@@ -318,7 +318,8 @@ static void state_passes_through_kvm_unchanged(void **state)
 		if (kvm_state_load(c, &err))
 			fail_msg("%s", err.text);
 		memset(v->regs, 0xaa, sizeof(v->regs));
-		memset(v->seg, 0xaa, offsetof(struct vcpu, mtrr_def_type) - offsetof(struct vcpu, seg));
+		memset(v->seg, 0xaa,
+		       offsetof(struct vcpu, mtrr_def_type) - offsetof(struct vcpu, seg));
 		v->misc_enable = was.misc_enable; /* takt's own, not KVM's */
 		v->spec_ctrl = was.spec_ctrl;
 		v->tsc_aux = was.tsc_aux;
@@ -556,7 +557,8 @@ static int setup(void **state)
 	strcpy(guests, dirname(dirname(guests)));
 	strncat(guests, "/guest-tests", sizeof(guests) - strlen(guests) - 1);
 	have_kvm = kind == KVM_HARDWARE || kind == KVM_PARAVIRTUAL;
-	if (cpu_model_init(&model, NULL, 1, &err) || (have_kvm && kvm_fit_model(&model, NULL, &err))) {
+	if (cpu_model_init(&model, NULL, 1, &err) ||
+	    (have_kvm && kvm_fit_model(&model, NULL, &err))) {
 		printf("%s\n", err.text);
 		return -1;
 	}

@@ -116,11 +116,12 @@ int kvm_exit_hypercall(struct kvm_cpu *c, struct error *err)
 
 	KVM_COUNT(c, hypercalls);
 	if (run->xen.type != KVM_EXIT_XEN_HCALL)
-		return error_set(err, EIO, "KVM came back with an event of Xen's (%u)", run->xen.type);
+		return error_set(err, EIO, "KVM came back with an event of Xen's (%u)",
+				 run->xen.type);
 	mask = run->xen.u.hcall.longmode ? UINT64_MAX : UINT32_MAX;
 	if (kvm_ioctl(c->fd, KVM_GET_REGS, &r))
-		return error_set(err, EIO, "KVM does not give back the registers of cpu %u: %s", v->index,
-				 strerror(errno));
+		return error_set(err, EIO, "KVM does not give back the registers of cpu %u: %s",
+				 v->index, strerror(errno));
 	arg[0] = r.rbx & mask;
 	arg[1] = r.rcx & mask;
 	arg[2] = r.rdx & mask;
@@ -143,7 +144,8 @@ static void describe_code(struct vcpu *v, char text[64])
 	uint8_t code[15];
 	unsigned n = 0;
 
-	while (n < sizeof(code) && !x86_read(v, v->seg[SEG_CS].base + v->rip + n, &code[n], 1, ACC_READ))
+	while (n < sizeof(code) &&
+	       !x86_read(v, v->seg[SEG_CS].base + v->rip + n, &code[n], 1, ACC_READ))
 		n++;
 	text[0] = 0;
 	for (unsigned i = 0; i < n; i++)
@@ -164,18 +166,18 @@ static void dump(struct vcpu *v, const char *code)
 		int n = 0;
 
 		for (unsigned k = i; k < i + 4; k++)
-			n += snprintf(line + n, sizeof(line) - (size_t)n, "%s%s=%016llx", k > i ? " " : "",
-				      names[k], (unsigned long long)v->regs[k]);
+			n += snprintf(line + n, sizeof(line) - (size_t)n, "%s%s=%016llx",
+				      k > i ? " " : "", names[k], (unsigned long long)v->regs[k]);
 		log_error("%s", line);
 	}
 	log_error("rip=%016llx rflags=%08llx code: %s", (unsigned long long)v->rip,
-		 (unsigned long long)v->rflags, code);
+		  (unsigned long long)v->rflags, code);
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		log_error("%s=%04x base=%llx limit=%x attr=%04x", segments[i], v->seg[i].selector,
-			 (unsigned long long)v->seg[i].base, v->seg[i].limit, v->seg[i].attr);
+			  (unsigned long long)v->seg[i].base, v->seg[i].limit, v->seg[i].attr);
 	log_error("cr0=%llx cr2=%llx cr3=%llx cr4=%llx efer=%llx", (unsigned long long)v->cr0,
-		 (unsigned long long)v->cr2, (unsigned long long)v->cr3, (unsigned long long)v->cr4,
-		 (unsigned long long)v->efer);
+		  (unsigned long long)v->cr2, (unsigned long long)v->cr3,
+		  (unsigned long long)v->cr4, (unsigned long long)v->efer);
 }
 
 int kvm_exit_failed(struct kvm_cpu *c, struct error *err)
@@ -191,23 +193,29 @@ int kvm_exit_failed(struct kvm_cpu *c, struct error *err)
 	switch (run->exit_reason) {
 	case KVM_EXIT_INTERNAL_ERROR:
 		if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
-			return error_set(err, EIO,
-					 "KVM cannot emulate an instruction of the guest (%s): use --engine bt",
-					 code[0] ? code : "its bytes are not mapped");
-		return error_set(err, EIO,
-				 "KVM stopped with internal error %u, code %s: use --engine bt, and see the "
-				 "host's kernel log",
-				 run->internal.suberror, code);
+			return error_set(
+			    err, EIO,
+			    "KVM cannot emulate an instruction of the guest (%s): use --engine bt",
+			    code[0] ? code : "its bytes are not mapped");
+		return error_set(
+		    err, EIO,
+		    "KVM stopped with internal error %u, code %s: use --engine bt, and see the "
+		    "host's kernel log",
+		    run->internal.suberror, code);
 	case KVM_EXIT_FAIL_ENTRY:
-		return error_set(err, EIO,
-				 "the processor refuses to enter the guest, reason %#llx: use --engine bt, and "
-				 "see the host's kernel log",
-				 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		return error_set(
+		    err, EIO,
+		    "the processor refuses to enter the guest, reason %#llx: use --engine bt, and "
+		    "see the host's kernel log",
+		    (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
 	case KVM_EXIT_UNKNOWN:
-		return error_set(err, EIO, "KVM stopped for a reason of the hardware's, %#llx: use --engine bt",
-				 (unsigned long long)run->hw.hardware_exit_reason);
+		return error_set(
+		    err, EIO, "KVM stopped for a reason of the hardware's, %#llx: use --engine bt",
+		    (unsigned long long)run->hw.hardware_exit_reason);
 	default:
-		return error_set(err, EIO, "KVM came back with exit %u, which takt does not know: use --engine bt",
-				 run->exit_reason);
+		return error_set(
+		    err, EIO,
+		    "KVM came back with exit %u, which takt does not know: use --engine bt",
+		    run->exit_reason);
 	}
 }

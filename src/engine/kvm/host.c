@@ -62,9 +62,10 @@ bool kvm_host_has_virtualization(void)
 
 static int missing(const char *what, struct error *err)
 {
-	return error_set(err, ENOTSUP,
-			 "this host's KVM is too old, it lacks %s: use --engine bt, or Linux 5.16 or later",
-			 what);
+	return error_set(
+	    err, ENOTSUP,
+	    "this host's KVM is too old, it lacks %s: use --engine bt, or Linux 5.16 or later",
+	    what);
 }
 
 int kvm_open(struct error *err)
@@ -90,7 +91,8 @@ int kvm_open(struct error *err)
 
 	pthread_once(&once, read_environment);
 	if (fd < 0)
-		return error_set(err, errno, "cannot open /dev/kvm: %s; use --engine bt, or see takt doctor",
+		return error_set(err, errno,
+				 "cannot open /dev/kvm: %s; use --engine bt, or see takt doctor",
 				 strerror(errno));
 	version = kvm_ioctl(fd, KVM_GET_API_VERSION, NULL);
 	if (version != KVM_API_VERSION) {
@@ -98,8 +100,8 @@ int kvm_open(struct error *err)
 			error_set(err, errno, "/dev/kvm does not answer: %s; use --engine bt",
 				  strerror(errno));
 		else
-			error_set(err, ENOTSUP, "/dev/kvm answers with API version %d, not %d", version,
-				  KVM_API_VERSION);
+			error_set(err, ENOTSUP, "/dev/kvm answers with API version %d, not %d",
+				  version, KVM_API_VERSION);
 		close(fd);
 		return -err->code;
 	}
@@ -110,7 +112,8 @@ int kvm_open(struct error *err)
 		}
 	if (kvm_ioctl(fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_NR_MEMSLOTS) < KVM_SLOTS) {
 		close(fd);
-		return error_set(err, ENOTSUP, "this host's KVM has too few memory slots: use --engine bt");
+		return error_set(err, ENOTSUP,
+				 "this host's KVM has too few memory slots: use --engine bt");
 	}
 	return fd;
 }
@@ -154,26 +157,33 @@ bool kvm_host_has_hypercalls(void)
 unsigned kvm_list_msrs(int dev, uint32_t msrs[KVM_MSRS_MAX])
 {
 	static const uint32_t wanted[] = {
-	    MSR_STAR,		  MSR_LSTAR,		 MSR_CSTAR,		MSR_SFMASK,
-	    MSR_KERNEL_GS_BASE,	  MSR_IA32_SYSENTER_CS,  MSR_IA32_SYSENTER_ESP, MSR_IA32_SYSENTER_EIP,
-	    MSR_IA32_PAT,	  MSR_TSC_AUX,		 MSR_IA32_SPEC_CTRL,
+	    MSR_STAR,
+	    MSR_LSTAR,
+	    MSR_CSTAR,
+	    MSR_SFMASK,
+	    MSR_KERNEL_GS_BASE,
+	    MSR_IA32_SYSENTER_CS,
+	    MSR_IA32_SYSENTER_ESP,
+	    MSR_IA32_SYSENTER_EIP,
+	    MSR_IA32_PAT,
+	    MSR_TSC_AUX,
+	    MSR_IA32_SPEC_CTRL,
 	};
-	struct {
-		struct kvm_msr_list list;
-		uint32_t index[1024];
-	} all = {.list.nmsrs = ARRAY_SIZE(all.index)};
+	KVM_LIST(kvm_msr_list, indices, 1024) all = {.list.nmsrs = 1024};
 	unsigned n = 0;
 
 	if (kvm_ioctl(dev, KVM_GET_MSR_INDEX_LIST, &all))
 		return 0;
 	for (size_t i = 0; i < ARRAY_SIZE(wanted); i++)
 		for (unsigned k = 0; k < all.list.nmsrs; k++)
-			if (all.index[k] == wanted[i])
+			if (all.list.indices[k] == wanted[i])
 				msrs[n++] = wanted[i];
 	return n;
 }
 
 /* --- the CPU model --- */
+
+#define CPUID_ENTRIES 256
 
 struct supported {
 	uint32_t leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax, leafd_1_eax;
@@ -181,10 +191,23 @@ struct supported {
 };
 
 /* What takt itself gives a guest, or what promises no more than the instruction does anyway. */
-static const char *const always[] = {"x2apic",	   "tsc_deadline", "apic",	"mtrr", "hypervisor",
-				     "tsc_adjust", "msr",	   "mca",	"mce",	"ss",
-				     "erms",	   "fsrm",	   "spec_ctrl", "stibp", "ssbd",
-				     "flush_l1d",  "arch_capabilities"};
+static const char *const always[] = {"x2apic",
+				     "tsc_deadline",
+				     "apic",
+				     "mtrr",
+				     "hypervisor",
+				     "tsc_adjust",
+				     "msr",
+				     "mca",
+				     "mce",
+				     "ss",
+				     "erms",
+				     "fsrm",
+				     "spec_ctrl",
+				     "stibp",
+				     "ssbd",
+				     "flush_l1d",
+				     "arch_capabilities"};
 
 static bool is_always(const char *name)
 {
@@ -196,10 +219,7 @@ static bool is_always(const char *name)
 
 static int read_supported(struct supported *s, struct error *err)
 {
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entry[256];
-	} *all = calloc(1, sizeof(*all));
+	KVM_LIST(kvm_cpuid2, entries, CPUID_ENTRIES) *all = calloc(1, sizeof(*all));
 	int fd, ret = 0;
 
 	memset(s, 0, sizeof(*s));
@@ -210,13 +230,13 @@ static int read_supported(struct supported *s, struct error *err)
 		free(all);
 		return fd;
 	}
-	all->head.nent = ARRAY_SIZE(all->entry);
+	all->list.nent = CPUID_ENTRIES;
 	if (kvm_ioctl(fd, KVM_GET_SUPPORTED_CPUID, all))
 		ret = error_set(err, errno, "KVM does not say which processor it can show: %s",
 				strerror(errno));
 	close(fd);
-	for (unsigned i = 0; !ret && i < all->head.nent; i++) {
-		const struct kvm_cpuid_entry2 *e = &all->entry[i];
+	for (unsigned i = 0; !ret && i < all->list.nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &all->list.entries[i];
 
 		if (e->function == 1) {
 			s->leaf1_ecx = e->ecx;
@@ -285,7 +305,8 @@ int kvm_fit_model(struct cpu_model *model, const char *asked, struct error *err)
 	}
 	if (lacks[0])
 		return error_set(err, ENOTSUP,
-				 "CPU model %s has more than this host's KVM:%s; use --cpu default or --engine bt",
+				 "CPU model %s has more than this host's KVM:%s; use --cpu default "
+				 "or --engine bt",
 				 model->name, lacks);
 	return 0;
 }

@@ -7,10 +7,10 @@
 #include "x86/cpuid.h"
 
 enum kvm_kind {
-	KVM_NONE,            /* no device */
-	KVM_FORBIDDEN,       /* a device that this user may not open */
-	KVM_BROKEN,          /* it opens, but cannot run machines (err says why) */
-	KVM_PARAVIRTUAL,     /* it runs them without VMX or SVM: emulated, slow, in part */
+	KVM_NONE,        /* no device */
+	KVM_FORBIDDEN,   /* a device that this user may not open */
+	KVM_BROKEN,      /* it opens, but cannot run machines (err says why) */
+	KVM_PARAVIRTUAL, /* it runs them without VMX or SVM: emulated, slow, in part */
 	KVM_HARDWARE,
 };
 

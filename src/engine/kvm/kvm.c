@@ -49,10 +49,11 @@ static int set_slot(struct kvm_vm *vm, unsigned slot, gpa_t gpa, uint8_t *host, 
 
 	if (!size || !kvm_ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region))
 		return 0;
-	return error_set(err, errno,
-			 "KVM does not take %llu MiB of guest memory: %s; give less with --memory, or use "
-			 "--engine bt",
-			 (unsigned long long)(size / MiB), strerror(errno));
+	return error_set(
+	    err, errno,
+	    "KVM does not take %llu MiB of guest memory: %s; give less with --memory, or use "
+	    "--engine bt",
+	    (unsigned long long)(size / MiB), strerror(errno));
 }
 
 static int set_memory(struct kvm_vm *vm, struct error *err)
@@ -77,10 +78,11 @@ static int set_msr_filter(struct kvm_vm *vm, struct error *err)
 		uint32_t base, count;
 	} ranges[] = {
 	    {MSR_IA32_SPEC_CTRL, 8}, {MSR_IA32_FLUSH_CMD, 1}, {MSR_IA32_SYSENTER_CS, 8},
-	    {MSR_IA32_PAT, 8},	     {MSR_EFER, 8},	      {MSR_FS_BASE, 8},
+	    {MSR_IA32_PAT, 8},       {MSR_EFER, 8},           {MSR_FS_BASE, 8},
 	};
 	struct kvm_enable_cap cap = {.cap = KVM_CAP_X86_USER_SPACE_MSR,
-				     .args = {KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN |
+				     .args = {KVM_MSR_EXIT_REASON_INVAL |
+					      KVM_MSR_EXIT_REASON_UNKNOWN |
 					      KVM_MSR_EXIT_REASON_FILTER}};
 	uint8_t bitmaps[ARRAY_SIZE(ranges)][8] = {0};
 	struct kvm_msr_filter filter = {.flags = KVM_MSR_FILTER_DEFAULT_DENY};
@@ -91,7 +93,8 @@ static int set_msr_filter(struct kvm_vm *vm, struct error *err)
 	for (unsigned i = 0; i < ARRAY_SIZE(ranges); i++) {
 		struct kvm_msr_filter_range *r = &filter.ranges[i];
 
-		*r = (struct kvm_msr_filter_range){.flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE,
+		*r = (struct kvm_msr_filter_range){.flags =
+						       KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE,
 						   .nmsrs = ranges[i].count,
 						   .base = ranges[i].base,
 						   .bitmap = bitmaps[i]};
@@ -126,14 +129,12 @@ static void ask_for_hypercalls(struct kvm_vm *vm)
 /* The host's own, as KVM shows it to guests; 0, the processor of all flaws, if it says nothing. */
 static uint64_t read_arch_capabilities(const struct kvm_vm *vm)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} list = {.head.nmsrs = 1, .entry.index = MSR_IA32_ARCH_CAPABILITIES};
+	KVM_LIST(kvm_msrs, entries, 1) one = {.list.nmsrs = 1};
 
-	if (kvm_ioctl(vm->dev, KVM_GET_MSRS, &list) != 1)
+	one.list.entries[0].index = MSR_IA32_ARCH_CAPABILITIES;
+	if (kvm_ioctl(vm->dev, KVM_GET_MSRS, &one) != 1)
 		return 0;
-	return list.entry.data & ARCH_CAP_VALUE;
+	return one.list.entries[0].data & ARCH_CAP_VALUE;
 }
 
 static int create_vm(struct kvm_vm *vm, struct error *err)
@@ -148,7 +149,8 @@ static int create_vm(struct kvm_vm *vm, struct error *err)
 		vm->fd = kvm_ioctl(vm->dev, KVM_CREATE_VM, NULL);
 	while (vm->fd < 0 && errno == EINTR);
 	if (vm->fd < 0)
-		return error_set(err, errno, "KVM creates no machine: %s; use --engine bt", strerror(errno));
+		return error_set(err, errno, "KVM creates no machine: %s; use --engine bt",
+				 strerror(errno));
 	bytes = kvm_ioctl(vm->dev, KVM_GET_VCPU_MMAP_SIZE, NULL);
 	if (bytes < (int)sizeof(struct kvm_run))
 		return error_set(err, EIO, "KVM does not say how large a vcpu is: use --engine bt");
@@ -203,21 +205,27 @@ static int set_cpuid(struct kvm_cpu *c, struct error *err)
 	static const struct {
 		uint32_t first, last, subleaves;
 	} leaves[] = {
-	    {0, 3, 0},	  {4, 4, 5},	{5, 6, 0},	  {7, 7, 3},
-	    {8, 0xa, 0},  {0xb, 0xb, 3}, {0xc, 0xc, 0},	  {0xd, 0xd, 10},
-	    {0xe, 0x1e, 0}, {0x1f, 0x1f, 3}, {0x40000000, 0x40000001, 0},
-	    {0x40000010, 0x40000010, 0}, {0x80000000, 0x80000008, 0},
+	    {0, 3, 0},
+	    {4, 4, 5},
+	    {5, 6, 0},
+	    {7, 7, 3},
+	    {8, 0xa, 0},
+	    {0xb, 0xb, 3},
+	    {0xc, 0xc, 0},
+	    {0xd, 0xd, 10},
+	    {0xe, 0x1e, 0},
+	    {0x1f, 0x1f, 3},
+	    {0x40000000, 0x40000001, 0},
+	    {0x40000010, 0x40000010, 0},
+	    {0x80000000, 0x80000008, 0},
 	};
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entry[CPUID_ENTRIES];
-	} list = {0};
+	KVM_LIST(kvm_cpuid2, entries, CPUID_ENTRIES) all = {0};
 	unsigned n = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(leaves); i++)
 		for (uint32_t leaf = leaves[i].first; leaf <= leaves[i].last; leaf++)
 			for (uint32_t sub = 0; sub < MAX(leaves[i].subleaves, 1u); sub++) {
-				struct kvm_cpuid_entry2 *e = &list.entry[n++];
+				struct kvm_cpuid_entry2 *e = &all.list.entries[n++];
 				uint32_t out[4];
 
 				cpuid_query(&c->v, leaf, sub, out);
@@ -226,15 +234,16 @@ static int set_cpuid(struct kvm_cpu *c, struct error *err)
 				*e = (struct kvm_cpuid_entry2){
 				    .function = leaf,
 				    .index = sub,
-				    .flags = leaves[i].subleaves ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+				    .flags =
+					leaves[i].subleaves ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
 				    .eax = out[0],
 				    .ebx = out[1],
 				    .ecx = out[2],
 				    .edx = out[3],
 				};
 			}
-	list.head.nent = n;
-	if (kvm_ioctl(c->fd, KVM_SET_CPUID2, &list))
+	all.list.nent = n;
+	if (kvm_ioctl(c->fd, KVM_SET_CPUID2, &all))
 		return error_set(err, errno, "KVM does not show CPU model %s: %s; use --engine bt",
 				 c->v.model->name, strerror(errno));
 	c->configured = true;
@@ -263,7 +272,8 @@ static int open_vcpu(struct kvm_cpu *c, struct error *err)
 
 	c->fd = kvm_ioctl(vm->fd, KVM_CREATE_VCPU, (void *)(uintptr_t)c->v.index);
 	if (c->fd < 0)
-		return error_set(err, errno, "KVM creates no processor %u: %s; give fewer with --cpus",
+		return error_set(err, errno,
+				 "KVM creates no processor %u: %s; give fewer with --cpus",
 				 c->v.index, strerror(errno));
 	run = mmap(NULL, vm->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
 	if (run == MAP_FAILED)
@@ -271,8 +281,8 @@ static int open_vcpu(struct kvm_cpu *c, struct error *err)
 				 strerror(errno));
 	c->run = run;
 	if (kvm_ioctl(c->fd, KVM_GET_SREGS, &c->sregs))
-		return error_set(err, errno, "KVM does not give the registers of cpu %u: %s", c->v.index,
-				 strerror(errno));
+		return error_set(err, errno, "KVM does not give the registers of cpu %u: %s",
+				 c->v.index, strerror(errno));
 	return 0;
 }
 
@@ -370,8 +380,8 @@ static int dirty_collect(struct engine_machine *em, struct error *err)
 	int ret = collect_slot(vm, 0, 0, ram->low_size, err);
 
 	return ret ? ret
-		   : collect_slot(vm, 1, ram->low_size >> GUEST_PAGE_SHIFT, ram->size - ram->low_size,
-				  err);
+		   : collect_slot(vm, 1, ram->low_size >> GUEST_PAGE_SHIFT,
+				  ram->size - ram->low_size, err);
 }
 
 /* --- counters --- */
@@ -381,16 +391,28 @@ static void sample(struct engine_machine *em, ns_t elapsed)
 	struct kvm_vm *vm = (struct kvm_vm *)em;
 
 	for (unsigned i = 0; i < vm->nvcpus; i++)
-		vm->time[atomic_load_explicit(&vm->vcpus[i]->place, memory_order_relaxed) % KVM_PLACES] +=
-		    (uint64_t)elapsed;
+		vm->time[atomic_load_explicit(&vm->vcpus[i]->place, memory_order_relaxed) %
+			 KVM_PLACES] += (uint64_t)elapsed;
 }
 
 static void counters(struct engine_machine *em, struct counter_set *set)
 {
 	static const char *const names[] = {
-	    "runs",	      "exits.io",     "exits.mmio",	 "exits.rdmsr",	   "exits.wrmsr",
-	    "exits.halt",     "exits.irq_window", "exits.hypercall", "exits.debug", "exits.interrupted",
-	    "interrupts",     "nmis",	      "loads.registers", "loads.segments", "loads.vectors",
+	    "runs",
+	    "exits.io",
+	    "exits.mmio",
+	    "exits.rdmsr",
+	    "exits.wrmsr",
+	    "exits.halt",
+	    "exits.irq_window",
+	    "exits.hypercall",
+	    "exits.debug",
+	    "exits.interrupted",
+	    "interrupts",
+	    "nmis",
+	    "loads.registers",
+	    "loads.segments",
+	    "loads.vectors",
 	    "settles",
 	};
 	struct kvm_vm *vm = (struct kvm_vm *)em;
@@ -400,7 +422,8 @@ static void counters(struct engine_machine *em, struct counter_set *set)
 	_Static_assert(sizeof(struct kvm_stats) == sizeof(sum), "a name for each");
 	for (unsigned i = 0; i < vm->nvcpus; i++)
 		for (size_t k = 0; k < ARRAY_SIZE(names); k++)
-			sum[k] += __atomic_load_n((uint64_t *)&vm->vcpus[i]->stats + k, __ATOMIC_RELAXED);
+			sum[k] +=
+			    __atomic_load_n((uint64_t *)&vm->vcpus[i]->stats + k, __ATOMIC_RELAXED);
 	for (size_t k = 0; k < ARRAY_SIZE(names); k++) {
 		snprintf(name, sizeof(name), "kvm.%s", names[k]);
 		counter_set_put(set, name, COUNTER_COUNT, sum[k]);

@@ -22,15 +22,16 @@
 #include "x86/vcpu.h"
 
 #define KVM_VCPUS_MAX 255
-#define KVM_SLOTS 2       /* RAM below the hole, and above it */
-#define KVM_MSRS_MAX 16   /* that KVM keeps; the rest are takt's */
+#define KVM_SLOTS 2     /* RAM below the hole, and above it */
+#define KVM_MSRS_MAX 16 /* that KVM keeps; the rest are takt's */
 
 /* Where a vcpu's thread is; kick() goes by it. */
 enum kvm_place { PLACE_OUTSIDE, PLACE_HALTED, PLACE_GUEST, PLACE_KICKED, KVM_PLACES };
 
 /* Written by the vcpu's thread, read by any. */
 struct kvm_stats {
-	uint64_t runs, io, mmio, msr_reads, msr_writes, halts, windows, hypercalls, debugs, interrupted;
+	uint64_t runs, io, mmio, msr_reads, msr_writes, halts, windows, hypercalls, debugs,
+	    interrupted;
 	uint64_t interrupts, nmis, loads_regs, loads_sregs, loads_cold, settles;
 };
 
@@ -65,9 +66,9 @@ struct kvm_cpu {
 	uint64_t msr_values[KVM_MSRS_MAX];
 	int64_t tsc_offset;
 	uint8_t xsave[XSAVE_AREA_SIZE];
-	bool known;     /* the above is; else everything is sent */
+	bool known;      /* the above is; else everything is sent */
 	bool configured; /* CPUID is set */
-	bool unsettled; /* KVM has newer debug registers, MSRs, XCR0, XSAVE than `v` */
+	bool unsettled;  /* KVM has newer debug registers, MSRs, XCR0, XSAVE than `v` */
 	bool flush_tlb;
 	struct kvm_stats stats;
 };
@@ -77,8 +78,14 @@ static inline struct kvm_cpu *kvm_of(struct vcpu *v)
 	return (struct kvm_cpu *)v;
 }
 
-#define KVM_COUNT(c, what) \
-	__atomic_store_n(&(c)->stats.what, (c)->stats.what + 1, __ATOMIC_RELAXED)
+/* One of KVM's lists (struct kvm_msrs, ...) with room for `n` in its array. */
+#define KVM_LIST(type, array, n)                                                                \
+	union {                                                                                 \
+		struct type list;                                                               \
+		uint8_t room[sizeof(struct type) + (n) * sizeof(((struct type *)0)->array[0])]; \
+	}
+
+#define KVM_COUNT(c, what) __atomic_store_n(&(c)->stats.what, (c)->stats.what + 1, __ATOMIC_RELAXED)
 
 /* --- host.c --- */
 

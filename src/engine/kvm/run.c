@@ -60,8 +60,9 @@ static int arm_debug(struct kvm_cpu *c, struct error *err)
 	if (!memcmp(&g, &c->debug, sizeof(g)))
 		return 0;
 	if (kvm_ioctl(c->fd, KVM_SET_GUEST_DEBUG, &g))
-		return error_set(err, EIO, "this KVM does not let its guests be debugged (%s): use --engine bt",
-				 strerror(errno));
+		return error_set(
+		    err, EIO, "this KVM does not let its guests be debugged (%s): use --engine bt",
+		    strerror(errno));
 	c->debug = g;
 	return 0;
 }
@@ -178,8 +179,8 @@ static int put_events(struct kvm_cpu *c, const struct loop_state *s, struct erro
 		struct kvm_interrupt irq = {.irq = (uint32_t)vector};
 
 		if (kvm_ioctl(c->fd, KVM_INTERRUPT, &irq))
-			return error_set(err, EIO, "KVM takes no interrupt %d for cpu %u: %s", vector,
-					 v->index, strerror(errno));
+			return error_set(err, EIO, "KVM takes no interrupt %d for cpu %u: %s",
+					 vector, v->index, strerror(errno));
 		KVM_COUNT(c, interrupts);
 		vector = v->ops->irq_pending(v->platform, v);
 	}
@@ -214,19 +215,11 @@ static int came_back(struct kvm_cpu *c, struct loop_state *s, struct error *err)
 	int rc = 0;
 
 	switch (c->run->exit_reason) {
-	case KVM_EXIT_IO:
-		s->half_done = true;
-		return kvm_exit_io(c);
-	case KVM_EXIT_MMIO:
-		s->half_done = true;
-		return kvm_exit_mmio(c);
+	case KVM_EXIT_IO: s->half_done = true; return kvm_exit_io(c);
+	case KVM_EXIT_MMIO: s->half_done = true; return kvm_exit_mmio(c);
 	case KVM_EXIT_X86_RDMSR:
-	case KVM_EXIT_X86_WRMSR:
-		s->half_done = true;
-		return kvm_exit_msr(c, err);
-	case KVM_EXIT_XEN:
-		s->half_done = true;
-		return kvm_exit_hypercall(c, err);
+	case KVM_EXIT_X86_WRMSR: s->half_done = true; return kvm_exit_msr(c, err);
+	case KVM_EXIT_XEN: s->half_done = true; return kvm_exit_hypercall(c, err);
 	case KVM_EXIT_HLT:
 		KVM_COUNT(c, halts);
 		c->v.run_state = VCPU_HALTED;
@@ -266,11 +259,13 @@ static int run_failed(struct kvm_cpu *c, struct loop_state *s, struct error *err
 		return 0;
 	}
 	if (code == EFAULT)
-		return error_set(err, EIO,
-				 "KVM cannot reach the guest's memory (%s): the host may be out of memory or "
-				 "forbid it (ulimit -l, -v); give less with --memory",
-				 strerror(code));
-	return error_set(err, EIO, "KVM cannot run cpu %u: %s; use --engine bt", c->v.index, strerror(code));
+		return error_set(
+		    err, EIO,
+		    "KVM cannot reach the guest's memory (%s): the host may be out of memory or "
+		    "forbid it (ulimit -l, -v); give less with --memory",
+		    strerror(code));
+	return error_set(err, EIO, "KVM cannot run cpu %u: %s; use --engine bt", c->v.index,
+			 strerror(code));
 }
 
 static int enter(struct kvm_cpu *c, struct loop_state *s, struct error *err)

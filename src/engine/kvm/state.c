@@ -24,12 +24,24 @@
 static void regs_from(const struct vcpu *v, struct kvm_regs *r)
 {
 	*r = (struct kvm_regs){
-	    .rax = v->regs[GPR_RAX], .rbx = v->regs[GPR_RBX], .rcx = v->regs[GPR_RCX],
-	    .rdx = v->regs[GPR_RDX], .rsi = v->regs[GPR_RSI], .rdi = v->regs[GPR_RDI],
-	    .rsp = v->regs[GPR_RSP], .rbp = v->regs[GPR_RBP], .r8 = v->regs[GPR_R8],
-	    .r9 = v->regs[GPR_R9],   .r10 = v->regs[GPR_R10], .r11 = v->regs[GPR_R11],
-	    .r12 = v->regs[GPR_R12], .r13 = v->regs[GPR_R13], .r14 = v->regs[GPR_R14],
-	    .r15 = v->regs[GPR_R15], .rip = v->rip,	      .rflags = v->rflags,
+	    .rax = v->regs[GPR_RAX],
+	    .rbx = v->regs[GPR_RBX],
+	    .rcx = v->regs[GPR_RCX],
+	    .rdx = v->regs[GPR_RDX],
+	    .rsi = v->regs[GPR_RSI],
+	    .rdi = v->regs[GPR_RDI],
+	    .rsp = v->regs[GPR_RSP],
+	    .rbp = v->regs[GPR_RBP],
+	    .r8 = v->regs[GPR_R8],
+	    .r9 = v->regs[GPR_R9],
+	    .r10 = v->regs[GPR_R10],
+	    .r11 = v->regs[GPR_R11],
+	    .r12 = v->regs[GPR_R12],
+	    .r13 = v->regs[GPR_R13],
+	    .r14 = v->regs[GPR_R14],
+	    .r15 = v->regs[GPR_R15],
+	    .rip = v->rip,
+	    .rflags = v->rflags,
 	};
 }
 
@@ -68,9 +80,9 @@ static void segment_to(struct segment *s, const struct kvm_segment *k)
 	    .base = k->base,
 	    .limit = k->limit,
 	    .selector = k->selector,
-	    .attr = (uint16_t)(k->type | k->s << 4 | k->dpl << SEG_ATTR_DPL_SHIFT |
-			       k->present << 7 | k->unusable << 8 | k->avl << 12 | k->l << 13 |
-			       k->db << 14 | k->g << 15),
+	    .attr =
+		(uint16_t)(k->type | k->s << 4 | k->dpl << SEG_ATTR_DPL_SHIFT | k->present << 7 |
+			   k->unusable << 8 | k->avl << 12 | k->l << 13 | k->db << 14 | k->g << 15),
 	};
 }
 
@@ -122,8 +134,8 @@ static void events_from(const struct vcpu *v, struct kvm_vcpu_events *e)
 	e->flags = KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
 	e->nmi.masked = v->nmi_blocked;
 	if (v->irq_shadow)
-		e->interrupt.shadow = v->rflags & RFLAGS_IF ? KVM_X86_SHADOW_INT_STI
-							    : KVM_X86_SHADOW_INT_MOV_SS;
+		e->interrupt.shadow =
+		    v->rflags & RFLAGS_IF ? KVM_X86_SHADOW_INT_STI : KVM_X86_SHADOW_INT_MOV_SS;
 }
 
 static void debugregs_from(const struct vcpu *v, struct kvm_debugregs *d)
@@ -151,11 +163,6 @@ static uint64_t *msr_slot(struct vcpu *v, uint32_t msr)
 	}
 }
 
-struct msr_list {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entry[KVM_MSRS_MAX];
-};
-
 /* KVM goes by XSTATE_BV where XRSTOR does not: MXCSR counts only if SSE is said to be there. */
 static void xsave_from(const struct vcpu *v, uint8_t *x)
 {
@@ -177,8 +184,8 @@ static void xsave_from(const struct vcpu *v, uint8_t *x)
 
 static int refused(const struct kvm_cpu *c, const char *what, struct error *err)
 {
-	return error_set(err, EIO, "KVM refuses the %s of cpu %u: %s; use --engine bt", what, c->v.index,
-			 strerror(errno));
+	return error_set(err, EIO, "KVM refuses the %s of cpu %u: %s; use --engine bt", what,
+			 c->v.index, strerror(errno));
 }
 
 /* Paravirtual KVMs whose guests read the host's TSC accept an offset and keep none.  What the guest
@@ -222,7 +229,7 @@ static int load_sregs(struct kvm_cpu *c, struct error *err)
 
 static int load_msrs(struct kvm_cpu *c, struct error *err)
 {
-	struct msr_list list = {0};
+	KVM_LIST(kvm_msrs, entries, KVM_MSRS_MAX) all = {0};
 	unsigned n = 0;
 	int done;
 
@@ -230,19 +237,21 @@ static int load_msrs(struct kvm_cpu *c, struct error *err)
 		uint64_t value = *msr_slot(&c->v, c->vm->msrs[i]);
 
 		if (!c->known || value != c->msr_values[i])
-			list.entry[n++] = (struct kvm_msr_entry){.index = c->vm->msrs[i], .data = value};
+			all.list.entries[n++] =
+			    (struct kvm_msr_entry){.index = c->vm->msrs[i], .data = value};
 		c->msr_values[i] = value;
 	}
-	list.head.nmsrs = n;
+	all.list.nmsrs = n;
 	if (!n)
 		return 0;
-	done = kvm_ioctl(c->fd, KVM_SET_MSRS, &list);
+	done = kvm_ioctl(c->fd, KVM_SET_MSRS, &all);
 	if (done < 0)
 		return refused(c, "MSRs", err);
 	if ((unsigned)done < n)
-		return error_set(err, EIO, "KVM refuses %#llx in MSR %#x of cpu %u: use --engine bt",
-				 (unsigned long long)list.entry[done].data, list.entry[done].index,
-				 c->v.index);
+		return error_set(err, EIO,
+				 "KVM refuses %#llx in MSR %#x of cpu %u: use --engine bt",
+				 (unsigned long long)all.list.entries[done].data,
+				 all.list.entries[done].index, c->v.index);
 	return 0;
 }
 
@@ -259,7 +268,8 @@ static int load_cold(struct kvm_cpu *c, struct error *err)
 			return refused(c, "debug registers", err);
 		c->debugregs = d;
 	}
-	if ((!c->known || c->v.xcr0 != c->xcrs.xcrs[0].value) && cpu_model_has(c->v.model, "xsave")) {
+	if ((!c->known || c->v.xcr0 != c->xcrs.xcrs[0].value) &&
+	    cpu_model_has(c->v.model, "xsave")) {
 		if (kvm_ioctl(c->fd, KVM_SET_XCRS, &x))
 			return refused(c, "XCR0", err);
 	}
@@ -359,17 +369,17 @@ int kvm_state_store(struct kvm_cpu *c, struct error *err)
 int kvm_state_settle(struct vcpu *v, struct error *err)
 {
 	struct kvm_cpu *c = kvm_of(v);
-	struct msr_list list = {.head.nmsrs = c->vm->nmsrs};
+	KVM_LIST(kvm_msrs, entries, KVM_MSRS_MAX) all = {.list.nmsrs = c->vm->nmsrs};
 
 	if (!c->unsettled)
 		return 0;
 	c->unsettled = false;
 	KVM_COUNT(c, settles);
 	for (unsigned i = 0; i < c->vm->nmsrs; i++)
-		list.entry[i].index = c->vm->msrs[i];
+		all.list.entries[i].index = c->vm->msrs[i];
 	if (kvm_ioctl(c->fd, KVM_GET_DEBUGREGS, &c->debugregs) ||
 	    kvm_ioctl(c->fd, KVM_GET_XSAVE, c->xsave) || kvm_ioctl(c->fd, KVM_GET_XCRS, &c->xcrs) ||
-	    kvm_ioctl(c->fd, KVM_GET_MSRS, &list) != (int)c->vm->nmsrs) {
+	    kvm_ioctl(c->fd, KVM_GET_MSRS, &all) != (int)c->vm->nmsrs) {
 		c->unsettled = true;
 		return lost(c, "debug registers, MSRs and vector registers", err);
 	}
@@ -380,8 +390,8 @@ int kvm_state_settle(struct vcpu *v, struct error *err)
 	if (c->xcrs.nr_xcrs)
 		v->xcr0 = c->xcrs.xcrs[0].value;
 	for (unsigned i = 0; i < c->vm->nmsrs; i++) {
-		c->msr_values[i] = list.entry[i].data;
-		*msr_slot(v, c->vm->msrs[i]) = list.entry[i].data;
+		c->msr_values[i] = all.list.entries[i].data;
+		*msr_slot(v, c->vm->msrs[i]) = all.list.entries[i].data;
 	}
 	return 0;
 }

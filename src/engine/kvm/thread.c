@@ -37,7 +37,8 @@ int kvm_thread_init(struct error *err)
 				 strerror(errno));
 	event._sigev_un._tid = gettid();
 	if (timer_create(CLOCK_MONOTONIC, &event, &alarm_timer))
-		return error_set(err, errno, "cannot create a timer of a KVM thread: %s", strerror(errno));
+		return error_set(err, errno, "cannot create a timer of a KVM thread: %s",
+				 strerror(errno));
 	sigemptyset(&set);
 	sigaddset(&set, KICK_SIGNAL);
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
