@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/log.h"
 #include "chip/acpi.h"
 #include "machine/parts.h"
 #include "machine/state.h"
@@ -215,6 +216,17 @@ ns_t machine_now(const struct machine *m)
 	return mclock_now(&m->clock);
 }
 
+static void discipline_clock(struct machine *m)
+{
+	int64_t jump = mclock_discipline(&m->clock);
+
+	if (likely(!jump))
+		return;
+	log_warn("the host's TSC has gone back (a suspend?): the guest's goes on where it was");
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		m->slots[i].vcpu->tsc_offset += jump;
+}
+
 void machine_advance(struct machine *m, struct vcpu *v)
 {
 	struct vcpu_slot *slot = slot_of(v);
@@ -222,7 +234,7 @@ void machine_advance(struct machine *m, struct vcpu *v)
 	machine_lock(m);
 	if (machine_has_work(m))
 		run_inbox(m);
-	mclock_discipline(&m->clock);
+	discipline_clock(m);
 	timer_queue_expire(&slot->timers, mclock_now(&m->clock));
 	pvclock_publish(&slot->pvclock);
 	machine_unlock(m);

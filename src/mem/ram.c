@@ -5,6 +5,25 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define LARGE_PAGE (2 * MiB)
+
+/* Where large pages of host and guest lie alike, so that a hypervisor can map them as such. */
+static void *map_aligned(uint64_t size)
+{
+	uint8_t *p = mmap(NULL, size + LARGE_PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint64_t before;
+
+	if (p == MAP_FAILED)
+		return p;
+	before = ALIGN_UP((uintptr_t)p, LARGE_PAGE) - (uintptr_t)p;
+	if (before)
+		munmap(p, before);
+	if (before < LARGE_PAGE)
+		munmap(p + before + size, LARGE_PAGE - before);
+	return p + before;
+}
+
 int ram_init(struct ram *ram, uint64_t size, struct error *err)
 {
 	uint64_t host_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -20,8 +39,7 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 		    err, ENOMEM,
 		    "memory of %llu MiB is more than this host's %llu MiB: give less with --memory",
 		    (unsigned long long)(size / MiB), (unsigned long long)(host_bytes / MiB));
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		 -1, 0);
+	p = map_aligned(size);
 	if (p == MAP_FAILED)
 		return error_set(
 		    err, errno, "cannot map %llu MiB of guest memory (%s): give less with --memory",
