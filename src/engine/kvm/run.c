@@ -234,6 +234,8 @@ static int came_back(struct kvm_cpu *c, struct loop_state *s, struct error *err)
 			s->reason = EXIT_SHUTDOWN;
 		else if (c->v.debug && c->v.debug->hit)
 			s->reason = EXIT_DEBUG;
+		else
+			s->entered = false; /* what `run` says of interrupts is of before */
 		return rc == X86_SHUTDOWN ? 0 : rc;
 	case KVM_EXIT_INTERNAL_ERROR:
 		if (!gave_up_at_int3(c))
