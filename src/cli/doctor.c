@@ -142,13 +142,16 @@ static void check_kvm(struct findings *f)
 		advise(add(f, "kvm", GOOD, "hardware KVM is usable: takt runs machines on it"),
 		       kvm_host_has_hypercalls()
 			   ? ""
-			   : "hypercalls stay in this host's kernel (AMD, or no CONFIG_KVM_XEN): guests "
+			   : "hypercalls stay in this host's kernel (AMD, or no CONFIG_KVM_XEN): "
+			     "guests "
 			     "are not offered paravirtual interrupts between their processors");
 		break;
 	case KVM_PARAVIRTUAL:
 		advise(add(f, "kvm", NOTE,
-			   "paravirtual: /dev/kvm works, but this processor shows neither VMX nor SVM"),
-		       "such a KVM emulates guests, slowly and in part: takt uses its translator unless "
+			   "paravirtual: /dev/kvm works, but this processor shows neither VMX nor "
+			   "SVM"),
+		       "such a KVM emulates guests, slowly and in part: takt uses its translator "
+		       "unless "
 		       "told --engine kvm");
 		break;
 	case KVM_BROKEN:
@@ -157,12 +160,15 @@ static void check_kvm(struct findings *f)
 		break;
 	case KVM_FORBIDDEN:
 		advise(add(f, "kvm", NOTE, "/dev/kvm exists, but this user may not open it"),
-		       "sudo usermod -aG kvm $USER, then log in again; until then takt uses its translator");
+		       "sudo usermod -aG kvm $USER, then log in again; until then takt uses its "
+		       "translator");
 		break;
 	case KVM_NONE:
 		if (kvm_host_has_virtualization())
-			advise(add(f, "kvm", NOTE, "the processor can, but there is no usable /dev/kvm"),
-			       "sudo modprobe kvm_intel (or kvm_amd); in a container, pass the device in; "
+			advise(add(f, "kvm", NOTE,
+				   "the processor can, but there is no usable /dev/kvm"),
+			       "sudo modprobe kvm_intel (or kvm_amd); in a container, pass the "
+			       "device in; "
 			       "until then takt uses its translator");
 		else
 			add(f, "kvm", NOTE,

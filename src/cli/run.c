@@ -30,6 +30,7 @@
 #include "cli/nets.h"
 #include "cli/options.h"
 #include "cli/shares.h"
+#include "engine/bt/options.h"
 #include "engine/kvm/host.h"
 #include "machine/boot.h"
 #include "machine/machine.h"
@@ -95,8 +96,9 @@ static const struct option_spec specs[] = {
      OPTION_NUMBER, offsetof(struct run_options, cpus)},
     {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
      offsetof(struct run_options, cpu)},
-    {"engine", "NAME", "kvm, bt (translator, any host) or auto: kvm where it is hardware (default: auto)", OPTION_TEXT,
-     offsetof(struct run_options, engine)},
+    {"engine", "NAME",
+     "kvm, bt (translator, any host) or auto: kvm where it is hardware (default: auto)",
+     OPTION_TEXT, offsetof(struct run_options, engine)},
     {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
      offsetof(struct run_options, code_cache)},
     {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)",
@@ -403,13 +405,20 @@ static int choose_engine(struct run *r, struct error *err)
 {
 	const char *name = r->options.engine;
 	bool by_name = !strcmp(name, "kvm");
+	bool names = r->options.perf_map || r->options.perf_jitdump;
 	int rc;
 
 	if (strcmp(name, "auto") && strcmp(name, "bt") && !by_name)
 		return error_set(err, EINVAL, "--engine %s: choose auto, bt or kvm", name);
-	r->engine = by_name || (!strcmp(name, "auto") && kvm_host_kind(NULL) == KVM_HARDWARE)
-			? &engine_kvm
-			: &engine_bt;
+	if (by_name && names)
+		return error_set(
+		    err, EINVAL,
+		    "--perf-map and --perf-jitdump name translated code, which --engine kvm "
+		    "has none of: leave them out, or use --engine bt");
+	r->engine =
+	    by_name || (!strcmp(name, "auto") && !names && kvm_host_kind(NULL) == KVM_HARDWARE)
+		? &engine_kvm
+		: &engine_bt;
 	rc = r->engine->probe(err);
 	return rc ? rc : choose_model(r, by_name, err);
 }
@@ -491,14 +500,15 @@ static int open_image(struct run *r, struct error *err)
 
 static int make_machine(struct run *r, struct error *err)
 {
+	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache,
+					      .perf_map = r->options.perf_map,
+					      .perf_jitdump = r->options.perf_jitdump,
+					      .symbols = r->symbols};
 	struct machine_config config = {
 	    .memory = r->options.memory,
 	    .vcpus = (unsigned)r->options.cpus,
 	    .engine = r->engine,
-	    .engine_config = {.code_cache_bytes = r->options.code_cache,
-			      .perf_map = r->options.perf_map,
-			      .perf_jitdump = r->options.perf_jitdump,
-			      .symbols = r->symbols},
+	    .engine_config = {.translator = &translator},
 	    .model = &r->model,
 	    .disks = r->disks.disk,
 	    .ndisks = r->disks.count,

@@ -21,15 +21,11 @@ enum exit_reason {
 	EXIT_ERROR,    /* the engine itself failed; run's `err` says why */
 };
 
-struct symbols;
+struct bt_options; /* engine/bt/options.h */
 
 struct engine_config {
-	unsigned vcpus;            /* how many there will be; 0: one */
-	uint64_t code_cache_bytes; /* bt: bound of the code cache; 0 = default */
-	/* bt: what perf(1) is told of translated code. */
-	bool perf_map;                 /* write /tmp/perf-PID.map */
-	const char *perf_jitdump;      /* directory for jit-PID.dump; NULL: none */
-	const struct symbols *symbols; /* of the guest's kernel; outlives the machine; NULL: none */
+	unsigned vcpus;                      /* how many there will be; 0: one */
+	const struct bt_options *translator; /* what only the translator asks for; NULL: nothing */
 };
 
 struct engine_machine; /* private to the engine */

@@ -579,10 +579,9 @@ static struct state_object *list_device(struct state_object *o, struct device_sl
 static struct state_object *list_objects(struct machine *m, struct machine_shape *shape,
 					 size_t *count)
 {
-	struct state_object *list =
-	    calloc(OBJECTS_FIXED + OBJECTS_PER_VCPU * m->nvcpus + PCI_SLOTS +
-		       OBJECTS_PER_DEVICE * m->ndevices,
-		   sizeof(*list));
+	struct state_object *list = calloc(OBJECTS_FIXED + OBJECTS_PER_VCPU * m->nvcpus +
+					       PCI_SLOTS + OBJECTS_PER_DEVICE * m->ndevices,
+					   sizeof(*list));
 	struct state_object *o = list;
 
 	if (!list)

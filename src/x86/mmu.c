@@ -58,7 +58,8 @@ static unsigned page_rights(const struct vcpu *v, unsigned access, bool w, bool 
 }
 
 /* Sets `bits` in an entry that still reads `old`; false: somebody changed it, walk again. */
-static bool set_entry_bits(const struct ram *ram, void *entry, unsigned size, uint64_t old, uint64_t bits)
+static bool set_entry_bits(const struct ram *ram, void *entry, unsigned size, uint64_t old,
+			   uint64_t bits)
 {
 	ram_mark_dirty(ram, ram_gpa(ram, entry));
 	if (size == 8)

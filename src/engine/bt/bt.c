@@ -104,6 +104,7 @@ static void machine_destroy(struct engine_machine *em)
 static struct engine_machine *machine_create(struct ram *ram, const struct engine_config *config,
 					     struct error *err)
 {
+	const struct bt_options *options = config ? config->translator : NULL;
 	struct bt_machine *machine;
 	unsigned vcpus = config && config->vcpus ? config->vcpus : 1;
 
@@ -118,17 +119,17 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 	machine->ram = ram;
 	machine->cache_bytes = MAX(MIN(CACHE_DEFAULT, CACHE_DEFAULT_ALL / vcpus), CACHE_DEFAULT_LEAST);
 	/* Each vcpu has a cache: together they keep to the bound, as long as that is enough for all. */
-	if (config && config->code_cache_bytes)
-		machine->cache_bytes = config->code_cache_bytes < CACHE_MIN * vcpus
-					   ? MIN(CACHE_MIN, config->code_cache_bytes)
-					   : config->code_cache_bytes / vcpus;
+	if (options && options->code_cache_bytes)
+		machine->cache_bytes = options->code_cache_bytes < CACHE_MIN * vcpus
+					   ? MIN(CACHE_MIN, options->code_cache_bytes)
+					   : options->code_cache_bytes / vcpus;
 	machine->users = mmap(NULL, users_bytes(ram), PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (machine->users == MAP_FAILED) {
 		machine->users = NULL;
 		error_set(err, ENOMEM, "out of memory for the translator");
 	} else if (!read_switches(&machine->dev, err)) {
-		machine->perf = bt_perf_open(config, err);
+		machine->perf = bt_perf_open(options, err);
 		if (machine->perf || !err->code) {
 			ram->concurrent = vcpus > 1;
 			ram->code_written = bt_code_written;

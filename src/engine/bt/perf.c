@@ -120,7 +120,7 @@ static int open_dump(struct bt_perf *p, const char *directory, struct error *err
 	return 0;
 }
 
-struct bt_perf *bt_perf_open(const struct engine_config *config, struct error *err)
+struct bt_perf *bt_perf_open(const struct bt_options *config, struct error *err)
 {
 	struct bt_perf *p;
 	int rc = 0;

@@ -7,6 +7,7 @@
 #define TAKT_BT_PERF_H
 
 #include "engine/bt/bt.h"
+#include "engine/bt/options.h"
 
 enum perf_thunk { PERF_EXIT, PERF_MISS, PERF_LOOKUP };
 
@@ -28,7 +29,7 @@ struct bt_perf {
 };
 
 /* NULL with err->code 0 when nobody asked for names. */
-struct bt_perf *bt_perf_open(const struct engine_config *config, struct error *err);
+struct bt_perf *bt_perf_open(const struct bt_options *config, struct error *err);
 /* The same files for another vcpu, the nth.  Each piece is one write at the end of a file. */
 struct bt_perf *bt_perf_share(const struct bt_perf *p, unsigned n);
 void bt_perf_close(struct bt_perf *p);
