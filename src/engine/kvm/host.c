@@ -41,7 +41,7 @@ static void read_environment(void)
 		kvm_fail_ioctl(nth, *end == ',' ? atoi(end + 1) : EIO);
 }
 
-int kvm_ioctl(int fd, unsigned long request, void *arg)
+static int call(int fd, unsigned long request, void *arg)
 {
 	if (unlikely(atomic_load_explicit(&calls_left, memory_order_relaxed)) &&
 	    atomic_fetch_sub(&calls_left, 1) == 1) {
@@ -49,6 +49,16 @@ int kvm_ioctl(int fd, unsigned long request, void *arg)
 		return -1;
 	}
 	return ioctl(fd, request, arg);
+}
+
+int kvm_ioctl(int fd, unsigned long request, void *arg)
+{
+	int ret;
+
+	do
+		ret = call(fd, request, arg);
+	while (ret < 0 && errno == EINTR && request != KVM_RUN);
+	return ret;
 }
 
 static bool has_vmx(void)

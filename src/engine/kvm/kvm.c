@@ -144,9 +144,7 @@ static int create_vm(struct kvm_vm *vm, struct error *err)
 	vm->dev = kvm_open(err);
 	if (vm->dev < 0)
 		return vm->dev;
-	do
-		vm->fd = kvm_ioctl(vm->dev, KVM_CREATE_VM, NULL);
-	while (vm->fd < 0 && errno == EINTR);
+	vm->fd = kvm_ioctl(vm->dev, KVM_CREATE_VM, NULL);
 	if (vm->fd < 0)
 		return error_set(err, errno, "KVM creates no machine: %s; use --engine bt",
 				 strerror(errno));

@@ -89,7 +89,7 @@ static inline struct kvm_cpu *kvm_of(struct vcpu *v)
 
 /* --- host.c --- */
 
-/* ioctl(2), or the failure that a test asked for. */
+/* ioctl(2), again after EINTR unless it is KVM_RUN; or the failure that a test asked for. */
 int kvm_ioctl(int fd, unsigned long request, void *arg);
 /* The nth call of kvm_ioctl() from now on fails with `code`; 0: none.  For tests, which may also say
  * TAKT_KVM_FAIL=NTH,CODE in the environment. */
