@@ -321,13 +321,31 @@ static int lost(struct kvm_cpu *c, const char *what, struct error *err)
 			 strerror(errno));
 }
 
+/* Whether a #DB comes after its instruction: all but breakpoints on instructions and DR accesses. */
+static bool is_trap(const struct vcpu *v)
+{
+	bool instruction = false;
+
+	for (unsigned i = 0; i < 4; i++) {
+		if (!(v->dr6 >> i & 1))
+			continue;
+		if (v->dr7 >> (16 + 4 * i) & 3)
+			return true;
+		instruction = true;
+	}
+	return (v->dr6 & DR6_BS) || !(instruction || (v->dr6 & DR6_BD));
+}
+
 /* What KVM was about to deliver. */
-static int settle_events(struct vcpu *v, const struct kvm_vcpu_events *e)
+static int settle_events(struct vcpu *v, const struct kvm_vcpu_events *e, struct error *err)
 {
 	int rc = 0;
 
-	if ((e->exception.injected || e->exception.pending) && e->exception.nr == VEC_DB)
-		rc = x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip);
+	if ((e->exception.injected || e->exception.pending) && e->exception.nr == VEC_DB) {
+		rc = kvm_state_settle(v, err); /* DR6, DR7 */
+		if (!rc && is_trap(v))
+			rc = x86_deliver_event(v, VEC_DB, EVENT_TRAP, v->rip);
+	}
 	if (!rc && e->nmi.injected) {
 		v->nmi_blocked = 1;
 		rc = x86_deliver_event(v, VEC_NMI, EVENT_EXTERNAL, v->rip);
@@ -341,6 +359,7 @@ int kvm_state_store(struct kvm_cpu *c, struct error *err)
 {
 	struct kvm_vcpu_events seen;
 	struct vcpu *v = &c->v;
+	bool delivering;
 
 	c->unsettled = true;
 	if (kvm_ioctl(c->fd, KVM_GET_REGS, &c->regs))
@@ -356,14 +375,14 @@ int kvm_state_store(struct kvm_cpu *c, struct error *err)
 	if (c->events.nmi.pending)
 		v->nmi_pending = 1;
 	seen = c->events;
+	delivering = seen.exception.injected || seen.exception.pending || seen.interrupt.injected ||
+		     seen.nmi.injected;
+	if (delivering)
+		return settle_events(v, &seen, err);
 	/* In the form that a load compares with: what it takes over is no difference. */
-	if (!seen.exception.injected && !seen.exception.pending && !seen.interrupt.injected &&
-	    !seen.nmi.injected && !seen.nmi.pending)
+	if (!seen.nmi.pending)
 		events_from(v, &c->events);
-	if (!seen.exception.injected && !seen.exception.pending && !seen.interrupt.injected &&
-	    !seen.nmi.injected)
-		return 0;
-	return settle_events(v, &seen);
+	return 0;
 }
 
 int kvm_state_settle(struct vcpu *v, struct error *err)
