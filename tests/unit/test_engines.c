@@ -34,6 +34,7 @@
 #include "machine/state.h"
 #include "sched/sched.h"
 #include "x86/cpuid.h"
+#include "x86/defs.h"
 
 #define MEMORY (32 * MiB)
 #define SMALL (4 * MiB)
@@ -335,6 +336,81 @@ static void state_passes_through_kvm_unchanged(void **state)
 	machine_destroy(m);
 }
 
+/* A machine on KVM that has run for a while elsewhere, its vcpu with CPUID. */
+static struct machine *arrived(struct seen *s, struct seen *t)
+{
+	struct machine *m = boot(s, BT, "moved"), *n;
+	struct state_buffer buf = {0};
+	struct error err = {0};
+
+	while (!strchr(s->out, '1')) /* its tables and handlers are there */
+		assert_false(run_for(m, s, 100000));
+	seen_init(t);
+	n = make(t, KVM);
+	if (machine_save(m, &buf, &err) || machine_load(n, &buf, &err))
+		fail_msg("%s", err.text);
+	state_buffer_free(&buf);
+	sched_remove(scheds[BT], m);
+	machine_destroy(m);
+	vcpu_attention(machine_vcpu(n, 0), ATTENTION_KICK);
+	assert_int_equal(machine_run(n, machine_vcpu(n, 0)), EXIT_KICKED);
+	return n;
+}
+
+/* An interrupt that was taken from the APIC has been delivered when the state comes back; a fault has
+ * not, since its instruction comes again. */
+static void what_kvm_was_about_to_deliver_is_not_lost(void **state)
+{
+	struct kvm_vcpu_events events;
+	struct kvm_interrupt irq = {.irq = 0x71};
+	static struct seen s, t;
+	struct error err = {0};
+	const uint64_t *frame;
+	struct machine *m;
+	struct kvm_cpu *c;
+	uint64_t rip, rsp;
+	struct vcpu *v;
+
+	(void)state;
+	need_kvm();
+	seen_init(&s);
+	m = arrived(&s, &t);
+	v = machine_vcpu(m, 0);
+	c = kvm_of(v);
+	v->rflags |= RFLAGS_IF;
+	v->irq_shadow = 0;
+	v->run_state = VCPU_RUNNING;
+	rip = v->rip;
+	rsp = v->regs[GPR_RSP];
+
+	assert_int_equal(kvm_state_load(c, &err), 0);
+	assert_int_equal(kvm_ioctl(c->fd, KVM_GET_VCPU_EVENTS, &events), 0);
+	events.exception.injected = 1;
+	events.exception.nr = VEC_GP;
+	events.exception.has_error_code = 1;
+	assert_int_equal(kvm_ioctl(c->fd, KVM_SET_VCPU_EVENTS, &events), 0);
+	assert_int_equal(kvm_state_store(c, &err), 0);
+	assert_int_equal(v->rip, rip);
+	assert_int_equal(v->regs[GPR_RSP], rsp);
+
+	assert_int_equal(kvm_state_load(c, &err), 0);
+	assert_int_equal(kvm_ioctl(c->fd, KVM_INTERRUPT, &irq), 0);
+	assert_int_equal(kvm_state_store(c, &err), 0);
+	assert_int_not_equal(v->rip, rip);
+	assert_false(v->rflags & RFLAGS_IF);
+	assert_int_equal(v->regs[GPR_RSP], (rsp & ~15ull) - 40);
+	frame = ram_host(machine_ram(m), v->regs[GPR_RSP], 40);
+	assert_int_equal(frame[0], rip);
+	assert_true(frame[2] & RFLAGS_IF);
+	assert_int_equal(frame[3], rsp);
+	/* Once: KVM has forgotten it. */
+	rip = v->rip;
+	assert_int_equal(kvm_state_load(c, &err), 0);
+	assert_int_equal(kvm_state_store(c, &err), 0);
+	assert_int_equal(v->rip, rip);
+	machine_destroy(m);
+}
+
 /* --- dirty pages --- */
 
 /* Lets it run for a while: whatever is different then was said to be written, and not everything was.
@@ -586,6 +662,7 @@ int main(void)
 	    cmocka_unit_test(a_guest_moves_between_engines_and_ends_the_same),
 	    cmocka_unit_test(a_guest_moves_from_kvm_to_kvm),
 	    cmocka_unit_test(state_passes_through_kvm_unchanged),
+	    cmocka_unit_test(what_kvm_was_about_to_deliver_is_not_lost),
 	    cmocka_unit_test(the_translator_says_which_pages_were_written),
 	    cmocka_unit_test(kvm_says_which_pages_were_written),
 	    cmocka_unit_test(a_failing_ioctl_leaves_nothing_behind),
