@@ -481,8 +481,7 @@ static int reset_parts(struct machine *m, struct error *err)
 	machine_drain(m); /* what a disk reads goes to the old memory */
 	if (madvise(m->ram.host, m->ram.size, MADV_DONTNEED))
 		return error_set(err, errno, "cannot clear guest memory: %s", strerror(errno));
-	if (m->ram.dirty)
-		memset(m->ram.dirty, 0xff, ram_dirty_bytes(&m->ram));
+	ram_dirty_all(&m->ram);
 	mclock_init(&m->clock, clock_tsc_khz());
 	for (unsigned i = 0; i < m->nvcpus; i++) {
 		struct vcpu_slot *slot = &m->slots[i];

@@ -73,6 +73,17 @@ int ram_dirty_start(struct ram *ram, struct error *err)
 	return 0;
 }
 
+void ram_dirty_all(const struct ram *ram)
+{
+	uint64_t pages = ram->size >> GUEST_PAGE_SHIFT;
+
+	if (!ram->dirty)
+		return;
+	memset(ram->dirty, 0xff, pages / 64 * 8);
+	if (pages % 64)
+		ram->dirty[pages / 64] = (1ull << pages % 64) - 1;
+}
+
 void ram_dirty_stop(struct ram *ram)
 {
 	if (ram->dirty)

@@ -43,6 +43,8 @@ void ram_discard(const struct ram *ram, void *host, uint64_t len);
 /* Begins to note which pages are written (none so far), and ends it. -ENOMEM. */
 int ram_dirty_start(struct ram *ram, struct error *err);
 void ram_dirty_stop(struct ram *ram);
+/* All of them, if somebody wants to know. */
+void ram_dirty_all(const struct ram *ram);
 /* Bytes of the bitmap, whole words. */
 static inline uint64_t ram_dirty_bytes(const struct ram *ram)
 {

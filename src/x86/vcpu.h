@@ -1,8 +1,8 @@
 /* One virtual processor: its architectural state and what it asks of the platform around it.
  *
  * Both engines work on this struct.  Outside engine->run() it is exact, some of it once vcpu_settle()
- * was called; while an engine runs, parts of it may live elsewhere (host registers, KVM).  The state table (x86/vcpu_state.c) describes it
- * to save and load.
+ * was called; while an engine runs, parts of it may live elsewhere (host registers, KVM).  The state
+ * table (x86/vcpu.c) describes it to save and load.
  *
  * Source of names and layouts: Intel SDM volume 3, chapters 2 to 6.
  */
