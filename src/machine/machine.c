@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "chip/acpi.h"
 #include "machine/parts.h"
@@ -466,9 +465,12 @@ void machine_destroy(struct machine *m)
 /* Everything at power-on, RAM zero. */
 static int reset_parts(struct machine *m, struct error *err)
 {
+	int ret;
+
 	machine_drain(m); /* what a disk reads goes to the old memory */
-	if (madvise(m->ram.host, m->ram.size, MADV_DONTNEED))
-		return error_set(err, errno, "cannot clear guest memory: %s", strerror(errno));
+	ret = ram_clear(&m->ram, err);
+	if (ret)
+		return ret;
 	mclock_init(&m->clock, clock_tsc_khz());
 	for (unsigned i = 0; i < m->nvcpus; i++) {
 		struct vcpu_slot *slot = &m->slots[i];

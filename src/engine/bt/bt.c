@@ -64,7 +64,7 @@ static int read_switches(unsigned *dev, struct error *err)
 	} switches[] = {
 	    {"no-traces", DEV_NO_TRACES}, {"no-slots", DEV_NO_SLOTS}, {"no-sharing", DEV_NO_SHARING},
 	    {"eager", DEV_EAGER},	 {"flush", DEV_FLUSH},	     {"forget", DEV_FORGET},
-	    {"evict", DEV_EVICT},
+	    {"evict", DEV_EVICT},	 {"no-windows", DEV_NO_WINDOWS},
 	};
 	const char *at = getenv("TAKT_BT");
 
@@ -78,7 +78,7 @@ static int read_switches(unsigned *dev, struct error *err)
 		if (i == ARRAY_SIZE(switches))
 			return error_set(err, EINVAL,
 					 "TAKT_BT in the environment names no switch '%.*s': there are no-traces, "
-					 "no-slots, no-sharing, eager, flush, evict, forget", (int)n, at);
+					 "no-slots, no-sharing, no-windows, eager, flush, evict, forget", (int)n, at);
 		*dev |= switches[i].bit;
 		at += n + (at[n] == ',');
 	}

@@ -80,6 +80,9 @@ static inline unsigned jump_index(uint64_t rip)
 	return (unsigned)(rip ^ rip >> 12) & (JUMP_ENTRIES - 1);
 }
 
+/* What a block was translated for: kernel code, user code with checks, user code in a window. */
+enum code_kind { CODE_KERNEL, CODE_USER, CODE_WINDOW };
+
 enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
 struct bt_space {
@@ -87,6 +90,8 @@ struct bt_space {
 	 * runtime.S and bt_space_fill bring it back. */
 	struct tlb_entry tlb[TLB_ENTRIES], second[TLB_ENTRIES];
 	struct jump_cache jump;     /* of a user space */
+	struct bt_window *window;   /* of a user space; NULL: none */
+	uint32_t heat;              /* samples that found it running, while it has none */
 	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
 	 * entries it touches everything. */
@@ -103,6 +108,43 @@ struct space_set {
 	uint64_t root;                       /* CR3 with PCID; ~0 = unused */
 	uint64_t used;                       /* stamp for replacement */
 	struct bt_space *space[SPACE_KINDS]; /* NULL until first entered */
+};
+
+/* --- windows: user memory under the host's MMU (window.c) --- */
+
+/* Guest addresses are taken by chunks; each chunk of a window has a place in the host's address space, with
+ * a guard on either side. */
+#define CHUNK_SHIFT 40
+#define CHUNK_SIZE (1ull << CHUNK_SHIFT)
+#define CHUNK_GUARD (4 * GiB)
+#define CHUNK_MASK 0xffffu /* translated code looks at these bits of the chunk's number */
+#define WINDOW_CHUNKS 8
+
+/* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
+#define SHADOW_PAGES 512
+#define SHADOW_SHIFT 21
+#define SHADOW_MAPPED 1u
+#define SHADOW_WRITE 2u
+#define SHADOW_LARGE 4u /* the guest maps all 2 MiB with one entry */
+struct shadow {
+	uint64_t page[SHADOW_PAGES];
+	uint64_t region; /* address >> SHADOW_SHIFT */
+	struct shadow *next;
+};
+#define SHADOW_HASH 256u
+#define MAX_SHADOWS 8192u
+/* Places for chunks, of all vcpus: of the host's 128. */
+#define MAX_CHUNKS 80u
+
+struct bt_window {
+	bool open;
+	bool stale; /* the guest flushed translations since what is mapped was looked at */
+	unsigned nchunks;
+	struct {
+		uint64_t number; /* address >> CHUNK_SHIFT */
+		uint8_t *host;
+	} chunk[WINDOW_CHUNKS];
+	struct shadow *shadows[SHADOW_HASH];
 };
 
 /* --- interpreter's instruction cache --- */
@@ -194,7 +236,8 @@ struct bt_block {
 	uint32_t host_len;
 	uint16_t guest_len;
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
-	uint8_t user, pair, flags, valid, trace;
+	uint8_t kind; /* enum code_kind */
+	uint8_t pair, flags, valid, trace;
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
 	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
@@ -275,6 +318,7 @@ enum {
 	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
 	DEV_EVICT = 32,  /* evict a segment of the code cache every so many look-ups */
 	DEV_FORGET = 64, /* flush slots and TLBs every so many look-ups */
+	DEV_NO_WINDOWS = 128,
 };
 
 struct bt_stats {
@@ -283,6 +327,7 @@ struct bt_stats {
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t traces, trace_insns, samples;
+	uint64_t windows, window_fills, window_pages, window_drops, window_checks, window_long;
 	uint64_t faults, interrupts, page_crossings, signals;
 	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
 	uint64_t interp_by_mnemonic[2048];
@@ -350,7 +395,8 @@ struct bt_cache {
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
 	struct bt_hints alone; /* instructions whose check must not be shared, ... */
-	struct bt_hints wide;  /* ... looks into the TLB */
+	struct bt_hints wide;  /* ... looks into the TLB, */
+	struct bt_hints soft;  /* ... and even in a window */
 	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
@@ -401,6 +447,9 @@ struct bt_vcpu {
 	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
+	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
+	 * canonical. */
+	uint64_t addend[CHUNK_MASK + 1];
 
 	/* C only */
 	struct bt_cache *m;
@@ -415,6 +464,9 @@ struct bt_vcpu {
 	uint64_t stamp;
 	uint32_t trap; /* SITE_FAULT */
 	uint64_t trap_rip;
+	gpa_t trap_gpa;          /* in a block: of the instruction */
+	uint8_t trap_kind;       /* in a window's block: enum window_fill */
+	struct bt_block *trap_block;
 	struct icache_entry *icache;
 	uint8_t *stubs;
 	/* While an instruction of translated code is interpreted: where its bytes are, and that `space` is
@@ -424,6 +476,14 @@ struct bt_vcpu {
 	bool yields;     /* it waits in a loop */
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
+	struct bt_window windows[SPACE_SETS]; /* by set */
+	struct bt_window *window;             /* whose chunks are in `addend` */
+	bool window_support;
+	struct shadow *shadow_pool, *free_shadows;
+	unsigned nshadows; /* of the pool, ever used */
+	unsigned mappings; /* made and changed since all windows were closed */
+	uint8_t *free_chunks[MAX_CHUNKS]; /* places that are reserved and not in use */
+	unsigned nfree_chunks, nchunks;   /* nchunks: reserved, in use or not */
 	struct jump_cache *kernel_jumps;
 	/* Looking for hot code: where the next trace begins, what samples found so far. */
 	uint64_t trace_head;
@@ -449,6 +509,14 @@ static inline void bt_phase(struct bt_vcpu *bv, uint32_t phase)
 static inline struct bt_vcpu *bt_of(struct vcpu *v)
 {
 	return (struct bt_vcpu *)v;
+}
+
+/* Of the code that runs next, the space for it having been selected. */
+static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
+{
+	if (x86_cpl(&bv->v) != 3)
+		return CODE_KERNEL;
+	return bv->space->window ? CODE_WINDOW : CODE_USER;
 }
 
 /* runtime.S */
@@ -489,6 +557,7 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
 void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became code */
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_cache *m);              /* all code went */
+void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space);
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)
@@ -499,6 +568,21 @@ static inline void bt_slot_clear(struct bt_slot *s)
 
 struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
+
+/* window.c */
+#define CHUNK_NONE (1ull << 62)
+/* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way. */
+enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG };
+void bt_window_init(struct bt_vcpu *bv);
+void bt_window_free(struct bt_vcpu *bv);
+void bt_window_enter(struct bt_vcpu *bv); /* user code of the current space is about to run */
+void bt_window_close(struct bt_vcpu *bv, struct bt_window *w);
+/* An access of translated code to `host` failed.  Called by a signal handler. */
+enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write);
+/* The instruction at v.rip failed with WINDOW_LONG.  true: try again. */
+bool bt_window_settle(struct bt_vcpu *bv);
+void bt_window_flush_page(struct bt_vcpu *bv, gva_t va); /* in all windows */
+void bt_window_drop_writes(struct bt_vcpu *bv, gpa_t page);
 
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_cache *m, struct error *err);
@@ -512,16 +596,16 @@ void bt_cache_heat(struct bt_cache *m, const uint8_t *pc);
 void bt_cache_reserve(struct bt_cache *m);
 void bt_cache_reserve_link(struct bt_cache *m); /* likewise, for a link */
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
-struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			       unsigned pair, unsigned flags, bool plain);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
-struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			      unsigned *count);
 struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
 void bt_block_insert(struct bt_cache *m, struct bt_block *b);
 void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
-void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user);
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);

@@ -278,6 +278,13 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 	struct access *a = &p->step[i].access[which];
 	struct group *g;
 
+	if (p->window && !a->wide) {
+		a->window = true;
+		/* Near: within a guard, with a displacement on top. */
+		if (!alone && !at.index && at.at < (int64_t)GiB && at.at > -(int64_t)GiB)
+			a->value = at.base;
+		return;
+	}
 	for (unsigned n = 0; n < k->ngroups && !alone; n++) {
 		struct access *leader;
 		int64_t low, high;
@@ -338,7 +345,7 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 		at.index = k->reg[in->mem_index].id;
 		at.at += k->reg[in->mem_index].delta * in->mem_scale;
 	}
-	s->access[ACCESS_MEM].wide = bt_hint_has(&m->wide, gpa);
+	s->access[ACCESS_MEM].wide = bt_hint_has(p->window ? &m->soft : &m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
 	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
 	      s->shape == S_MEM && in->mem_write, alone);
@@ -349,6 +356,7 @@ static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker
 {
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
+	p->step[i].access[ACCESS_STACK].wide = p->window && bt_hint_has(&m->soft, gpa);
 	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa));
 }
 
@@ -470,14 +478,16 @@ static void find_live(struct plan *p)
 	}
 }
 
-int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint64_t rip,
+int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second)
 {
+	bool user = kind != CODE_KERNEL;
 	unsigned at = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
 	const uint8_t *code = ram_host(m->ram, gpa, room);
 
 	p->second = NULL;
 	p->trace = false;
+	p->window = kind == CODE_WINDOW;
 	for (p->n = 0; p->n < BLOCK_MAX && at < room; p->n++) {
 		struct step *s = &p->step[p->n];
 		int rc = insn_decode(&s->in, code + at, room - at, MODE_64);
@@ -549,14 +559,16 @@ static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
 	p->step[i].page = page;
 }
 
-int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const struct path_step *path,
+int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,
 		 unsigned n)
 {
+	bool user = kind != CODE_KERNEL;
 	struct piece *piece = NULL;
 	uint16_t off = 0;
 
 	p->second = NULL;
 	p->trace = true;
+	p->window = kind == CODE_WINDOW;
 	p->n = p->npieces = 0;
 	for (unsigned i = 0; i < n && i < PLAN_MAX; i++) {
 		struct step *s = &p->step[i];

@@ -87,6 +87,13 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 	s->tlb_fills = 0;
 	jumps_reset(m, &s->jump);
 	shows_reset(m, s);
+	if (s->window)
+		s->window->stale = true;
+}
+
+void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space)
+{
+	jumps_reset(bv->m, &space->jump);
 }
 
 /* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
@@ -139,8 +146,12 @@ static struct space_set *set_find(struct bt_vcpu *bv, uint64_t root)
 			oldest = &bv->sets[i];
 	}
 	for (unsigned k = 0; k < SPACE_KINDS; k++)
-		if (oldest->space[k])
+		if (oldest->space[k]) {
 			space_reset(bv->m, oldest->space[k]);
+			oldest->space[k]->window = NULL;
+			oldest->space[k]->heat = 0;
+		}
+	bt_window_close(bv, &bv->windows[oldest - bv->sets]);
 	oldest->root = root;
 	return oldest;
 }
@@ -164,6 +175,7 @@ void bt_space_select(struct bt_vcpu *bv)
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
 		bv->jumps = &bv->space->jump;
+		bt_window_enter(bv);
 		return;
 	}
 	bv->jumps = bv->kernel_jumps;
@@ -243,6 +255,8 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	slots_flush_local(bv);
 	if ((int64_t)va < 0)
 		bt_slots_flush(bv, false);
+	else
+		bt_window_flush_page(bv, va);
 	FOR_EACH_SPACE(bv, s)
 	{
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
@@ -304,6 +318,7 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page)
 	bt_slots_flush_all(bv);
 	FOR_EACH_SPACE(bv, s)
 	drop_writes(s, host);
+	bt_window_drop_writes(bv, page);
 }
 
 static void drop_jump(struct bt_cache *m, struct jump_cache *c, uint64_t rip)
@@ -398,11 +413,13 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
 	bv->kernel_jumps->fills = FILL_LOG + 1;
 	jumps_reset(bv->m, bv->kernel_jumps);
+	bt_window_init(bv);
 	return 0;
 }
 
 void bt_space_free(struct bt_vcpu *bv)
 {
+	bt_window_free(bv);
 	if (bv->spaces)
 		munmap(bv->spaces, SPACES_BYTES);
 }

@@ -32,6 +32,8 @@
 #include "engine/bt/plan.h"
 
 #define MAX_COLD 1000
+/* What absolute addresses of a chunk have in common (struct access, value). */
+#define VALUE_ABSOLUTE 0x80000000u
 /* More than any instruction takes of code and of exits. */
 #define STEP_BYTES 1024
 #define STEP_COLD 16
@@ -46,7 +48,8 @@ struct trans {
 	struct bt_cache *m;
 	struct bt_block *b;
 	struct emit e;
-	bool user, slots; /* slots: checks have them, if they are not to be wide */
+	enum code_kind kind;
+	bool slots; /* checks have them, if they are not to be wide */
 	uint32_t counter; /* of the trace's passes: offset into `slots` */
 	bool polled;      /* a trace has looked for attention on its way */
 	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
@@ -224,8 +227,13 @@ static void after_flags(struct trans *t, const struct step *s)
 
 /* --- memory --- */
 
-/* Address of the operand to `dst`.  May destroy flags. */
-static void put_address(struct trans *t, const struct step *s, unsigned dst)
+static uint32_t segment_base(unsigned seg)
+{
+	return GS_OFFSET(v.seg) + seg * (uint32_t)sizeof(struct segment);
+}
+
+/* Offset part of the operand's address to `dst`.  No flags. */
+static void put_offset(struct trans *t, const struct step *s, unsigned dst)
 {
 	const struct insn *in = &s->in;
 	uint64_t mask = in->addrsize == 4 ? 0xffffffff : ~0ull;
@@ -237,9 +245,16 @@ static void put_address(struct trans *t, const struct step *s, unsigned dst)
 	else
 		e_mem(&t->e, 0x8d, dst, in->mem_base, in->mem_index, in->mem_scale,
 		      (int32_t)in->disp, in->addrsize == 8);
+}
+
+/* Address of the operand to `dst`.  May destroy flags. */
+static void put_address(struct trans *t, const struct step *s, unsigned dst)
+{
+	const struct insn *in = &s->in;
+
+	put_offset(t, s, dst);
 	if (in->mem_seg == SEG_FS || in->mem_seg == SEG_GS)
-		e_add_gs(&t->e, dst,
-			 GS_OFFSET(v.seg) + in->mem_seg * (uint32_t)sizeof(struct segment));
+		e_add_gs(&t->e, dst, segment_base(in->mem_seg));
 }
 
 /* The failed check at `rel`, which covers `size` bytes. */
@@ -254,7 +269,7 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	site->counter = t->counter;
 	if (slotted)
 		bt_slot_clear(&t->m->bv->slots[*n]);
-	site->user = t->user;
+	site->user = t->kind != CODE_KERNEL;
 	site->slotted = slotted;
 	site->host_off = (uint32_t)(retry - t->m->code);
 	add_cold(t, rel,
@@ -326,12 +341,26 @@ static struct place put_place(struct trans *t, unsigned i)
 	const struct step *s = &t->plan.step[i];
 	const struct insn *in = &s->in;
 
-	if (in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->addrsize == 8 &&
-	    in->mem_seg != SEG_FS && in->mem_seg != SEG_GS)
+	bool thread_local = in->mem_seg == SEG_FS || in->mem_seg == SEG_GS;
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+
+	if (in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->addrsize == 8 && !thread_local)
 		return (struct place){in->mem_base, (int32_t)in->disp};
-	put_address(t, s, t0_of(t));
 	t->held[0] = 0;
-	return (struct place){t0_of(t), 0};
+	if (!s->access[ACCESS_MEM].window || !thread_local) {
+		put_address(t, s, t0);
+		return (struct place){t0, 0};
+	}
+	/* Without flags. */
+	if (in->mem_base == GPR_NONE && in->mem_index == GPR_NONE && in->addrsize == 8) {
+		e_load_gs(&t->e, t0, segment_base(in->mem_seg));
+		return (struct place){t0, (int32_t)in->disp};
+	}
+	put_offset(t, s, t0);
+	e_load_gs(&t->e, t1, segment_base(in->mem_seg));
+	t->held[1] = 0;
+	e_mem(&t->e, 0x8d, t0, t0, t1, 1, 0, true);
+	return (struct place){t0, 0};
 }
 
 /* Where a check for several accesses goes that would cross a page: a block that begins with this instruction. */
@@ -351,6 +380,46 @@ static uint32_t put_way_around(struct trans *t, unsigned i)
 	return off;
 }
 
+/* reg = what to add to the addresses of a chunk.  No flags. */
+static void put_chunk(struct emit *e, unsigned reg, uint64_t number)
+{
+	e_load_gs(e, reg, GS_OFFSET(addend) + (uint32_t)(number & CHUNK_MASK) * 8);
+}
+
+/* The same for the chunk of the address in `base`. */
+static void put_chunk_of(struct emit *e, unsigned reg, unsigned base)
+{
+	e_rorx(e, reg, base, CHUNK_SHIFT);
+	e_movzx16(e, reg, reg);
+	e_gs_index8(e, 0x8b, reg, reg, GS_OFFSET(addend));
+}
+
+/* An access in a window: the operand is at the place returned. */
+static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned which, struct place at)
+{
+	const struct step *s = &t->plan.step[i];
+	uint32_t value = s->access[which].value;
+	bool absolute = which == ACCESS_MEM && s->in.mem_base == GPR_RIP && s->in.addrsize == 8 &&
+			s->in.mem_seg != SEG_FS && s->in.mem_seg != SEG_GS;
+	unsigned t0 = t0_of(t), t1 = t1_of(t), reg;
+	uint64_t number = (s->rip + s->in.len + (uint64_t)s->in.disp) >> CHUNK_SHIFT;
+
+	if (absolute)
+		value = VALUE_ABSOLUTE | (uint32_t)(number & CHUNK_MASK);
+	if (value && t->held[1] == value)
+		return (struct host_mem){(uint8_t)at.base, (uint8_t)t1, at.disp};
+	if (value && t->held[0] == value && at.base != t0)
+		return (struct host_mem){(uint8_t)at.base, (uint8_t)t0, at.disp};
+	/* The stack's stays in t1, where other bases leave it alone. */
+	reg = at.base == t0 || which == ACCESS_STACK || at.base == GPR_RSP || at.base == GPR_RBP ? t1 : t0;
+	if (absolute)
+		put_chunk(&t->e, reg, number);
+	else
+		put_chunk_of(&t->e, reg, at.base);
+	t->held[reg == t1] = value;
+	return (struct host_mem){(uint8_t)at.base, (uint8_t)reg, at.disp};
+}
+
 /* Puts the check of an access, or what comes instead where another's check covers it: then and after this,
  * the operand is at the place returned.  Flags must be dead unless the access has a leader. */
 static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, struct place at,
@@ -363,6 +432,8 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 	uint8_t *rel;
 	uint32_t n;
 
+	if (a->window)
+		return put_window_access(t, i, which, at);
 	if (a->leader) {
 		n = access_leader(&t->plan, a)->site;
 		if (t->held[1] == n)
@@ -423,8 +494,10 @@ static void note_after(struct trans *t, unsigned i, unsigned which)
 	struct access *a = &t->plan.step[i].access[which];
 
 	/* Behind the first of several, the others would go by a slot that it did not fill. */
-	if (!a->leader && !a->leads)
-		t->m->sites[a->site].after_off = (uint32_t)(t->e.p - t->m->code);
+	if (a->window || a->leader || a->leads)
+		return;
+	t->m->sites[a->site].after_off = (uint32_t)(t->e.p - t->m->code);
+	t->held[0] = t->held[1] = 0;
 }
 
 static struct host_mem put_mem_access(struct trans *t, unsigned i, const uint8_t *retry)
@@ -445,7 +518,8 @@ static bool clobbers(const struct trans *t, unsigned i)
 	const struct insn *in = &s->in;
 
 	/* The address of a thread-local operand is added up. */
-	if (s->access[ACCESS_MEM].span || in->mem_seg == SEG_FS || in->mem_seg == SEG_GS)
+	if (s->access[ACCESS_MEM].span ||
+	    ((in->mem_seg == SEG_FS || in->mem_seg == SEG_GS) && !s->access[ACCESS_MEM].window))
 		return true;
 	return s->access[ACCESS_STACK].span != 0;
 }
@@ -518,7 +592,7 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 	if ((target ^ b->rip) & ~(uint64_t)GUEST_PAGE_MASK)
 		return RFLAGS_ARITH;
 	b = bt_block_any(t->m, target,
-			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->user,
+			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->kind,
 			 &count);
 	if (!b)
 		return RFLAGS_ARITH;
@@ -1236,7 +1310,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	    .host = t->m->hot,
 	    .guest_len = t->plan.piece[0].len,
 	    .npieces = (uint8_t)t->plan.npieces,
-	    .user = t->user,
+	    .kind = (uint8_t)t->kind,
 	    .trace = t->plan.trace,
 	    .pair = (uint8_t)pair,
 	    .flags = (uint8_t)flags,
@@ -1296,12 +1370,12 @@ struct bt_block *bt_translate(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, unsig
 	struct trans *t = m->trans;
 
 	t->m = m;
-	t->user = x86_cpl(&bv->v) == 3;
+	t->kind = bt_code_kind(bv);
 	t->slots = false;
 	bt_code_mark(m, gpa & ~(gpa_t)GUEST_PAGE_MASK);
 	if (second)
 		bt_code_mark(m, second->gpa);
-	if (bt_plan(&t->plan, m, t->user, gpa, rip, second))
+	if (bt_plan(&t->plan, m, t->kind, gpa, rip, second))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
 	emit_plan(t, pair, flags);
@@ -1334,12 +1408,13 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	uint8_t *cold = m->cold;
 
 	t->m = m;
-	t->user = x86_cpl(&bv->v) == 3;
+	t->kind = bt_code_kind(bv);
 	/* Kernel code, whose accesses are spread wide, is not worth it. */
-	t->slots = (t->user || (m->dev & DEV_EAGER)) && !(m->dev & DEV_NO_SLOTS);
+	t->slots = (t->kind == CODE_USER || (t->kind == CODE_KERNEL && (m->dev & DEV_EAGER))) &&
+		   !(m->dev & DEV_NO_SLOTS);
 	for (unsigned i = 0; i < n; i++)
 		bt_code_mark(m, path[i].page->gpa);
-	if (bt_plan_path(&t->plan, m, t->user, path, n))
+	if (bt_plan_path(&t->plan, m, t->kind, path, n))
 		return NULL;
 	t->b = &m->blocks[m->nblocks++];
 	emit_plan(t, PAIR_CANONICAL, FLAGS_MEM);
@@ -1351,7 +1426,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 		m->cold = cold;
 		emit_plan(t, t->loop_pair, t->loop_flags);
 	}
-	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->user);
+	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->kind);
 	finish_block(t);
 	put_entry(t);
 	m->stats.traces++;
