@@ -182,7 +182,7 @@ static void vcpu_free(struct bt_vcpu *bv)
 	if (bv->stubs)
 		munmap(bv->stubs, STUB_BYTES);
 	free(bv->icache);
-	munmap(bv, bv->bytes);
+	munmap((uint8_t *)bv - CHUNK_CHECK_BYTES, bv->bytes);
 	cache_destroy(m);
 }
 
@@ -202,6 +202,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	struct bt_machine *machine = (struct bt_machine *)em;
 	struct bt_cache *m;
 	struct bt_vcpu *bv;
+	uint8_t *room;
 	size_t bytes;
 
 	if (machine->nvcpus == VCPUS_MAX || index >= VCPUS_MAX) {
@@ -213,13 +214,17 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 		return NULL;
 	/* Most of it is slots, which cost memory once they are used. */
 	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
-	bv = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (bv == MAP_FAILED) {
+	room = mmap(NULL, CHUNK_CHECK_BYTES + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED || mprotect(room + CHUNK_CHECK_GUARD, GUEST_PAGE_SIZE, PROT_READ) ||
+	    mprotect(room + CHUNK_CHECK_BYTES, bytes, PROT_READ | PROT_WRITE)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
+		if (room != MAP_FAILED)
+			munmap(room, CHUNK_CHECK_BYTES + bytes);
 		cache_destroy(m);
 		return NULL;
 	}
-	bv->bytes = bytes;
+	bv = (struct bt_vcpu *)(room + CHUNK_CHECK_BYTES);
+	bv->bytes = CHUNK_CHECK_BYTES + bytes;
 	bv->m = m;
 	m->bv = bv;
 	bv->machine = machine;

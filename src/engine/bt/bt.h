@@ -118,6 +118,13 @@ struct space_set {
 #define CHUNK_SIZE (1ull << CHUNK_SHIFT)
 #define CHUNK_GUARD (4 * GiB)
 #define CHUNK_MASK 0xffffu /* translated code looks at these bits of the chunk's number */
+#define CHUNKS 128u        /* of user addresses of 47 bits; others have none in a window */
+#define CHUNK_UNKNOWN 0xffu
+/* Where a chunk is expected, translated code reads from the one page that is mapped here, between guards: for
+ * address bits 31 to 46 as n, 8 * n bytes behind the page, less 4096 for each chunk before the expected one. */
+#define CHUNK_CHECK_SHIFT 31
+#define CHUNK_CHECK_GUARD (512 * KiB)
+#define CHUNK_CHECK_BYTES (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
 #define WINDOW_CHUNKS 8
 
 /* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
@@ -272,6 +279,7 @@ struct path_step {
 	uint64_t rip;
 	gpa_t gpa;
 	const struct bt_binding *page;
+	uint8_t chunk[2]; /* of what it accessed: memory operand, stack */
 };
 
 /* Where the instruction at offset `off` of a block's pieces is. */
@@ -396,7 +404,8 @@ struct bt_cache {
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
 	struct bt_hints alone; /* instructions whose check must not be shared, ... */
 	struct bt_hints wide;  /* ... looks into the TLB, */
-	struct bt_hints soft;  /* ... and even in a window */
+	struct bt_hints soft;  /* ... and even in a window; */
+	struct bt_hints roaming; /* whose addresses change their chunk */
 	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
@@ -479,6 +488,7 @@ struct bt_vcpu {
 	struct bt_window windows[SPACE_SETS]; /* by set */
 	struct bt_window *window;             /* whose chunks are in `addend` */
 	bool window_support;
+	gva_t window_next; /* the guest sees to a page fault there: map it before the access is tried again */
 	struct shadow *shadow_pool, *free_shadows;
 	unsigned nshadows; /* of the pool, ever used */
 	unsigned mappings; /* made and changed since all windows were closed */
@@ -492,7 +502,7 @@ struct bt_vcpu {
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
-	size_t bytes;        /* of this struct with its slots */
+	size_t bytes;        /* of this struct with its slots and, before it, the page of CHUNK_CHECK_BYTES */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 	struct bt_slot slots[]; /* by site */
 };
@@ -571,8 +581,9 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc);
 
 /* window.c */
 #define CHUNK_NONE (1ull << 62)
-/* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way. */
-enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG };
+/* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way; the
+ * address is in another chunk than was expected. */
+enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK };
 void bt_window_init(struct bt_vcpu *bv);
 void bt_window_free(struct bt_vcpu *bv);
 void bt_window_enter(struct bt_vcpu *bv); /* user code of the current space is about to run */

@@ -197,6 +197,7 @@ static void note_step(const struct bt_cache *m, bool user, struct step *s)
 	note_leaving(s);
 	s->use &= (uint16_t) ~(1u << GPR_RSP);
 	memset(s->access, 0, sizeof(s->access));
+	s->access[ACCESS_MEM].chunk = s->access[ACCESS_STACK].chunk = CHUNK_UNKNOWN;
 	s->follow = 0;
 	s->page = NULL;
 	s->off = 0;
@@ -247,6 +248,7 @@ struct group {
 };
 
 struct tracker {
+	const struct vcpu *now; /* as it is before the first step */
 	struct value reg[GPR_COUNT];
 	uint32_t next_id, segment[SEG_COUNT];
 	/* Counts what may fault or leave: a check for writing must not come before such a place if the write
@@ -271,9 +273,14 @@ static void forget_all(struct tracker *k)
 	k->section++;
 }
 
+static uint8_t chunk_of(gva_t va)
+{
+	return va >> CHUNK_SHIFT < CHUNKS ? (uint8_t)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
+}
+
 /* The access lies at `at` from base + index * scale and is `size` long.  Finds it a leader, or makes it one. */
 static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which, struct group at,
-		  unsigned size, bool write, bool alone)
+		  unsigned size, bool write, bool alone, bool roams)
 {
 	struct access *a = &p->step[i].access[which];
 	struct group *g;
@@ -283,6 +290,10 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 		/* Near: within a guard, with a displacement on top. */
 		if (!alone && !at.index && at.at < (int64_t)GiB && at.at > -(int64_t)GiB)
 			a->value = at.base;
+		if (!p->trace && at.base >= ID_FIRST && at.base < ID_FIRST + GPR_COUNT && !at.index)
+			a->chunk = chunk_of(k->now->regs[at.base - ID_FIRST] + (uint64_t)at.at);
+		if (roams)
+			a->chunk = CHUNK_UNKNOWN;
 		return;
 	}
 	for (unsigned n = 0; n < k->ngroups && !alone; n++) {
@@ -348,7 +359,7 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 	s->access[ACCESS_MEM].wide = bt_hint_has(p->window ? &m->soft : &m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
 	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
-	      s->shape == S_MEM && in->mem_write, alone);
+	      s->shape == S_MEM && in->mem_write, alone, bt_hint_has(&m->roaming, gpa));
 }
 
 static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
@@ -357,7 +368,7 @@ static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
 	p->step[i].access[ACCESS_STACK].wide = p->window && bt_hint_has(&m->soft, gpa);
-	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa));
+	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
 }
 
 /* Registers after the instruction. */
@@ -438,7 +449,7 @@ static bool harmless(const struct step *s)
 
 static void share_checks(struct plan *p, const struct bt_cache *m)
 {
-	struct tracker k = {.next_id = ID_FIRST};
+	struct tracker k = {.next_id = ID_FIRST, .now = &m->bv->v};
 
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
@@ -579,6 +590,8 @@ int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, 
 		s->rip = path[i].rip;
 		s->gpa = path[i].gpa;
 		note_step(m, user, s);
+		for (unsigned which = 0; which < ACCESS_KINDS; which++)
+			s->access[which].chunk = path[i].chunk[which];
 		if (!piece || s->rip != piece->rip + piece->len || s->gpa != piece->gpa + piece->len ||
 		    !(s->rip & GUEST_PAGE_MASK)) {
 			if (p->npieces == PIECES_MAX)

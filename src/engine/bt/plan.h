@@ -45,6 +45,7 @@ struct access {
 	/* In a window: no check, but what to add is found by the chunk of a base.  Accesses of the same `value`
 	 * have bases near each other; 0: of no other's. */
 	bool window;
+	uint8_t chunk; /* of the base, as far as one can tell; or CHUNK_UNKNOWN */
 	uint32_t value;
 	uint16_t span;
 	int32_t low;

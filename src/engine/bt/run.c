@@ -328,6 +328,16 @@ static int after_trap(struct bt_vcpu *bv)
 
 	if (bv->trap_kind == WINDOW_FAULT)
 		return x86_deliver_fault(&bv->v);
+	if (bv->trap_kind == WINDOW_CHUNK) {
+		struct bt_block *b = bv->trap_block;
+
+		bt_hint_add(&bv->m->roaming, bv->trap_gpa);
+		if (b->valid) {
+			record_again(bv, b);
+			bt_block_drop(bv->m, b);
+		}
+		return 0;
+	}
 	if (bv->trap_kind == WINDOW_LONG) {
 		struct bt_block *b = bv->trap_block;
 

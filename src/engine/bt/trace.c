@@ -6,6 +6,8 @@
  * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.  Kernel code is left
  * alone: in each new address space, every page of a trace has to be looked up first.
  */
+#include <Zydis/Zydis.h>
+
 #include "engine/bt/interp.h"
 
 /* Between samples, in ns: less while new code is hot, longer behind a trace, which takes 0.1 ms to make. */
@@ -99,6 +101,27 @@ static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, 
 	return has_trace(bv, rip, gpa, kind);
 }
 
+static uint8_t chunk_of(gva_t va)
+{
+	return va >> CHUNK_SHIFT < CHUNKS ? (uint8_t)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
+}
+
+/* Where the instruction about to be executed finds its operand and its stack. */
+static void note_chunks(struct bt_vcpu *bv, struct path_step *step)
+{
+	const struct vcpu *v = &bv->v;
+	const struct icache_entry *e = bt_fetch(bv);
+	const struct insn *in = e ? &e->in : NULL;
+
+	if (!in)
+		return;
+	if (in->has_mem && in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->mem_seg < SEG_FS)
+		step->chunk[0] = chunk_of(v->regs[in->mem_base]);
+	else if (in->has_mem)
+		step->chunk[0] = chunk_of(bt_effective(v, in) + (in->mem_seg < SEG_FS ? 0 : v->seg[in->mem_seg].base));
+	step->chunk[1] = chunk_of(v->regs[in->mnemonic == ZYDIS_MNEMONIC_LEAVE ? GPR_RBP : GPR_RSP]);
+}
+
 /* Executes one instruction of the path.  false: the path ends behind it. */
 static bool take_step(struct bt_vcpu *bv, enum code_kind kind, int *rc)
 {
@@ -134,7 +157,9 @@ bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 		if (n && rip != bv->path[n - 1].rip && path_ends(bv, &n, rip, gpa, kind))
 			break;
 		if (!n || rip != bv->path[n - 1].rip) /* else a string instruction goes on */
-			bv->path[n++] = (struct path_step){rip, gpa, page};
+			bv->path[n++] = (struct path_step){rip, gpa, page, {CHUNK_UNKNOWN, CHUNK_UNKNOWN}};
+		if (kind == CODE_WINDOW && rip == bv->path[n - 1].rip)
+			note_chunks(bv, &bv->path[n - 1]);
 		if (!take_step(bv, kind, rc))
 			break;
 	}

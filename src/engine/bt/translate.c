@@ -32,8 +32,8 @@
 #include "engine/bt/plan.h"
 
 #define MAX_COLD 1000
-/* What absolute addresses of a chunk have in common (struct access, value). */
-#define VALUE_ABSOLUTE 0x80000000u
+/* For `held`: what to add to addresses of a chunk, whatever their value. */
+#define VALUE_CHUNK 0x80000000u
 /* More than any instruction takes of code and of exits. */
 #define STEP_BYTES 1024
 #define STEP_COLD 16
@@ -55,7 +55,13 @@ struct trans {
 	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
-	uint32_t held[2];     /* the site whose addend t0, t1 hold; 0: none */
+	/* Whose addend t0, t1 hold: the site's, or in a window the value's or the chunk's; 0: nobody's. */
+	uint32_t held[2];
+	struct checked {
+		uint32_t value;
+		uint8_t chunk;
+	} checked[8]; /* values that are known to be in a chunk */
+	unsigned nchecked;
 	unsigned ncold;
 	struct plan plan;
 	struct cold cold[MAX_COLD];
@@ -380,6 +386,12 @@ static uint32_t put_way_around(struct trans *t, unsigned i)
 	return off;
 }
 
+static bool absolute_operand(const struct step *s, unsigned which)
+{
+	return which == ACCESS_MEM && s->in.mem_base == GPR_RIP && s->in.addrsize == 8 &&
+	       s->in.mem_seg != SEG_FS && s->in.mem_seg != SEG_GS;
+}
+
 /* reg = what to add to the addresses of a chunk.  No flags. */
 static void put_chunk(struct emit *e, unsigned reg, uint64_t number)
 {
@@ -394,26 +406,52 @@ static void put_chunk_of(struct emit *e, unsigned reg, unsigned base)
 	e_gs_index8(e, 0x8b, reg, reg, GS_OFFSET(addend));
 }
 
+/* Faults unless the address in `base` is in that chunk; `reg` is lost.  No flags. */
+static void put_chunk_check(struct emit *e, unsigned reg, unsigned base, unsigned chunk)
+{
+	int64_t page = -(int64_t)(CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE); /* from the vcpu */
+
+	e_rorx(e, reg, base, CHUNK_CHECK_SHIFT);
+	e_movzx16(e, reg, reg);
+	e_gs_index8(e, 0x8b, reg, reg, (uint32_t)(page - (int64_t)chunk * GUEST_PAGE_SIZE));
+}
+
+static bool chunk_checked(struct trans *t, uint32_t value, unsigned chunk)
+{
+	for (unsigned i = 0; value && i < ARRAY_SIZE(t->checked); i++)
+		if (t->checked[i].value == value && t->checked[i].chunk == chunk)
+			return true;
+	t->checked[t->nchecked++ % ARRAY_SIZE(t->checked)] = (struct checked){value, (uint8_t)chunk};
+	return false;
+}
+
 /* An access in a window: the operand is at the place returned. */
 static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned which, struct place at)
 {
 	const struct step *s = &t->plan.step[i];
 	uint32_t value = s->access[which].value;
-	bool absolute = which == ACCESS_MEM && s->in.mem_base == GPR_RIP && s->in.addrsize == 8 &&
-			s->in.mem_seg != SEG_FS && s->in.mem_seg != SEG_GS;
-	unsigned t0 = t0_of(t), t1 = t1_of(t), reg;
-	uint64_t number = (s->rip + s->in.len + (uint64_t)s->in.disp) >> CHUNK_SHIFT;
+	unsigned t0 = t0_of(t), t1 = t1_of(t), chunk = s->access[which].chunk, reg;
+	/* The stack's stays in t1, where other bases leave it alone. */
+	bool stack = which == ACCESS_STACK || at.base == GPR_RSP || at.base == GPR_RBP;
 
-	if (absolute)
-		value = VALUE_ABSOLUTE | (uint32_t)(number & CHUNK_MASK);
+	if (absolute_operand(s, which)) {
+		gva_t va = s->rip + s->in.len + (uint64_t)s->in.disp;
+
+		chunk = (unsigned)(va >> CHUNK_SHIFT & CHUNK_MASK);
+	} else if (chunk != CHUNK_UNKNOWN && !chunk_checked(t, value, chunk)) {
+		reg = at.base == t0 ? t1 : t0;
+		t->held[reg == t1] = 0;
+		put_chunk_check(&t->e, reg, at.base, chunk);
+	}
+	if (chunk != CHUNK_UNKNOWN)
+		value = VALUE_CHUNK | chunk;
 	if (value && t->held[1] == value)
 		return (struct host_mem){(uint8_t)at.base, (uint8_t)t1, at.disp};
 	if (value && t->held[0] == value && at.base != t0)
 		return (struct host_mem){(uint8_t)at.base, (uint8_t)t0, at.disp};
-	/* The stack's stays in t1, where other bases leave it alone. */
-	reg = at.base == t0 || which == ACCESS_STACK || at.base == GPR_RSP || at.base == GPR_RBP ? t1 : t0;
-	if (absolute)
-		put_chunk(&t->e, reg, number);
+	reg = at.base == t0 || stack ? t1 : t0;
+	if (chunk != CHUNK_UNKNOWN)
+		put_chunk(&t->e, reg, chunk);
 	else
 		put_chunk_of(&t->e, reg, at.base);
 	t->held[reg == t1] = value;
@@ -1322,6 +1360,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->pair = (uint8_t)pair;
 	t->ncold = 0;
 	t->polled = false;
+	memset(t->checked, 0, sizeof(t->checked));
 	t->held[0] = t->held[1] = 0;
 	t->loop_pair = (uint8_t)pair;
 	t->loop_flags = (uint8_t)flags;

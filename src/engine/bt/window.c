@@ -142,7 +142,7 @@ void bt_window_init(struct bt_vcpu *bv)
 	long rc;
 
 	/* Of what is 0 here, no address leads to memory: user addresses have small numbers. */
-	for (unsigned i = 0; i < 128; i++)
+	for (unsigned i = 0; i < CHUNKS; i++)
 		bv->addend[i] = CHUNK_NONE;
 	bv->addend[CHUNK_MASK] = CHUNK_NONE; /* vsyscalls of the host */
 	rc = call(SYS_mmap, 0, MAX_SHADOWS * sizeof(struct shadow), PROT_READ | PROT_WRITE,
@@ -189,7 +189,7 @@ static bool chunk_open(struct bt_vcpu *bv, struct bt_window *w, uint64_t number)
 {
 	uint8_t *place;
 
-	if (number >= 128 || w->nchunks == WINDOW_CHUNKS)
+	if (number >= CHUNKS || w->nchunks == WINDOW_CHUNKS)
 		return false;
 	place = place_get(bv);
 	if (!place)
@@ -350,26 +350,19 @@ static void close_all(struct bt_vcpu *bv)
 	bv->mappings = 0;
 }
 
-enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
+static enum window_fill fill_page(struct bt_vcpu *bv, struct bt_window *w, gva_t va, bool write)
 {
-	struct bt_window *w = bv->space->window;
 	struct vcpu *v = &bv->v;
 	struct page_walk walk;
 	struct shadow *s;
 	struct leaf leaf;
 	unsigned i, asked;
 	uint64_t had;
-	gva_t va;
 
-	for (i = 0; w && i < w->nchunks; i++)
-		if (host - (uint64_t)w->chunk[i].host < CHUNK_SIZE)
-			break;
-	if (!w || i == w->nchunks)
-		return WINDOW_LONG;
-	va = w->chunk[i].number << CHUNK_SHIFT | (host - (uint64_t)w->chunk[i].host);
 	bv->m->stats.window_fills++;
 	if (x86_walk(v, va, (write ? ACC_WRITE : ACC_READ) | ACC_USER, &walk)) {
 		bv->m->stats.faults++;
+		bv->window_next = va;
 		return WINDOW_FAULT;
 	}
 	if (bv->mappings > MAPPINGS_MAX / bv->machine->nvcpus) {
@@ -389,6 +382,23 @@ enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
 	if (!s->page[asked] || had == s->page[asked] || (write && !(s->page[asked] & SHADOW_WRITE)))
 		return WINDOW_LONG;
 	return WINDOW_MAPPED;
+}
+
+enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
+{
+	struct bt_window *w = bv->space->window;
+	unsigned i;
+	gva_t va;
+
+	if (host >= (uint64_t)bv - CHUNK_CHECK_BYTES && host < (uint64_t)bv)
+		return WINDOW_CHUNK;
+	for (i = 0; w && i < w->nchunks; i++)
+		if (host - (uint64_t)w->chunk[i].host < CHUNK_SIZE)
+			break;
+	if (!w || i == w->nchunks)
+		return WINDOW_LONG;
+	va = w->chunk[i].number << CHUNK_SHIFT | (host - (uint64_t)w->chunk[i].host);
+	return fill_page(bv, w, va, write);
 }
 
 /* --- forgetting --- */
@@ -509,6 +519,19 @@ static void window_open(struct bt_vcpu *bv)
 	bt_space_forget_jumps(bv, bv->space);
 }
 
+/* The guest has seen to a fault: what comes next is the access that faulted. */
+static void fill_next(struct bt_vcpu *bv, struct bt_window *w)
+{
+	gva_t va = bv->window_next;
+	struct shadow *s = shadow_find(w, va);
+	struct leaf leaf;
+
+	bv->window_next = 0;
+	if (place_of(w, va) && !(s && s->page[va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1)]) &&
+	    find_leaf(&bv->v, va, &leaf) && leaf_page(&bv->v, &leaf, va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1)))
+		fill_page(bv, w, va, false);
+}
+
 void bt_window_enter(struct bt_vcpu *bv)
 {
 	struct bt_space *space = bv->space;
@@ -534,6 +557,8 @@ void bt_window_enter(struct bt_vcpu *bv)
 			addend_set(bv, w, i);
 		bv->window = w;
 	}
+	if (bv->window_next)
+		fill_next(bv, w);
 }
 
 /* A chunk that code wants and that has no place yet. */
@@ -541,7 +566,7 @@ static bool open_for(struct bt_vcpu *bv, struct bt_window *w, gva_t va)
 {
 	struct page_walk walk;
 
-	return va >> CHUNK_SHIFT < 128 && !place_of(w, va) &&
+	return va >> CHUNK_SHIFT < CHUNKS && !place_of(w, va) &&
 	       !x86_walk(&bv->v, va, ACC_READ | ACC_USER, &walk) && chunk_open(bv, w, va >> CHUNK_SHIFT);
 }
 
