@@ -248,7 +248,6 @@ struct group {
 };
 
 struct tracker {
-	const struct vcpu *now; /* as it is before the first step */
 	struct value reg[GPR_COUNT];
 	uint32_t next_id, segment[SEG_COUNT];
 	/* Counts what may fault or leave: a check for writing must not come before such a place if the write
@@ -273,11 +272,6 @@ static void forget_all(struct tracker *k)
 	k->section++;
 }
 
-static uint8_t chunk_of(gva_t va)
-{
-	return va >> CHUNK_SHIFT < CHUNKS ? (uint8_t)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
-}
-
 /* The access lies at `at` from base + index * scale and is `size` long.  Finds it a leader, or makes it one. */
 static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which, struct group at,
 		  unsigned size, bool write, bool alone, bool roams)
@@ -290,8 +284,6 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 		/* Near: within a guard, with a displacement on top. */
 		if (!alone && !at.index && at.at < (int64_t)GiB && at.at > -(int64_t)GiB)
 			a->value = at.base;
-		if (!p->trace && at.base >= ID_FIRST && at.base < ID_FIRST + GPR_COUNT && !at.index)
-			a->chunk = chunk_of(k->now->regs[at.base - ID_FIRST] + (uint64_t)at.at);
 		if (roams)
 			a->chunk = CHUNK_UNKNOWN;
 		return;
@@ -449,7 +441,7 @@ static bool harmless(const struct step *s)
 
 static void share_checks(struct plan *p, const struct bt_cache *m)
 {
-	struct tracker k = {.next_id = ID_FIRST, .now = &m->bv->v};
+	struct tracker k = {.next_id = ID_FIRST};
 
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
