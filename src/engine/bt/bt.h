@@ -456,6 +456,7 @@ struct bt_vcpu {
 	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
+	uint64_t string_source; /* spill of a string instruction */
 	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
 	 * canonical. */
 	uint64_t addend[CHUNK_MASK + 1];

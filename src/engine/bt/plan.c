@@ -128,6 +128,22 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 			return S_RDTSC;
 		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
+	case ZYDIS_MNEMONIC_MOV:
+		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG && in->opsize != 2)
+			return S_SELECTOR;
+		break;
+	case ZYDIS_MNEMONIC_MOVSB:
+	case ZYDIS_MNEMONIC_MOVSW:
+	case ZYDIS_MNEMONIC_MOVSD:
+	case ZYDIS_MNEMONIC_MOVSQ:
+	case ZYDIS_MNEMONIC_STOSB:
+	case ZYDIS_MNEMONIC_STOSW:
+	case ZYDIS_MNEMONIC_STOSD:
+	case ZYDIS_MNEMONIC_STOSQ:
+		if (in->group == INSN_GROUP_STRING && in->rep == 0xf3 && in->addrsize == 8 &&
+		    in->string_seg != SEG_FS && in->string_seg != SEG_GS)
+			return S_STRING;
+		break;
 	default:
 		if (is_conditional(in))
 			return S_JCC;
@@ -191,6 +207,8 @@ static void note_step(const struct bt_cache *m, bool user, struct step *s)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
 	if (s->shape == S_JRCXZ)
 		s->use |= 1u << GPR_RCX;
+	if (s->shape == S_STRING)
+		s->use |= 1u << GPR_RCX | 1u << GPR_RDI | 1u << GPR_RSI | 1u << GPR_RAX;
 	if (s->shape >=
 	    S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
@@ -424,6 +442,8 @@ static void follow_values(struct tracker *k, const struct step *s)
 	case S_STAC: forget_all(k); return;
 	case S_SWAPGS: k->segment[SEG_GS] = k->next_id++; return;
 	case S_RDTSC: fresh(k, GPR_RAX), fresh(k, GPR_RDX), fresh(k, GPR_RCX); return;
+	case S_STRING: fresh(k, GPR_RCX), fresh(k, GPR_RSI), fresh(k, GPR_RDI); return;
+	case S_SELECTOR: fresh(k, d); return;
 	default: break;
 	}
 	for (unsigned r = 0; r < GPR_COUNT; r++)

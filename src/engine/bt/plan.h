@@ -31,6 +31,8 @@ enum shape {
 	S_PUSHF,
 	S_BITS,
 	S_PAUSE,
+	S_SELECTOR, /* of a segment register, to a register */
+	S_STRING,   /* REP MOVS, REP STOS */
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };

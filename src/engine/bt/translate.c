@@ -1190,6 +1190,86 @@ static void put_rdtsc(struct trans *t, unsigned i)
 		e_gs(e, 0x8b, GPR_RCX, false, GS_OFFSET(v.tsc_aux));
 }
 
+static bool is_move(const struct insn *in)
+{
+	return (in->bytes[in->opcode_off] & 0xfe) == 0xa4;
+}
+
+static unsigned string_size(const struct insn *in)
+{
+	return in->bytes[in->opcode_off] & 1 ? in->opsize : 1;
+}
+
+/* The bytes at `reg`, all of them in a page that has been checked: t0 = their host address. */
+static void put_string_operand(struct trans *t, unsigned i, unsigned reg, bool write, const uint8_t *retry,
+			       uint32_t *sites)
+{
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+	struct emit *e = &t->e;
+	uint8_t *rel;
+
+	e_mov(e, t0, reg);
+	*sites = put_tlb_check(t, i, 1, write, retry);
+	e_store_gs(e, GS_OFFSET(spill), t1);
+	e_mem(e, 0x8d, t1, t0, GPR_RCX, string_size(&t->plan.step[i].in), 0, true);
+	rel = put_compare(e, t1, 0);
+	leave_at(t, rel, SITE_INTERP, i);
+	e_load_gs(e, t1, GS_OFFSET(spill));
+	e_mem(e, 0x03, t0, t1, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
+}
+
+/* REP MOVS and REP STOS that stay in a page on either side; others are interpreted. */
+static void put_string(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	bool moves = is_move(&s->in);
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+	struct emit *e = &t->e;
+	uint32_t sites[2], first = t->m->nsites, last;
+	const uint8_t *retry;
+	uint8_t *rel;
+
+	about_to_clobber(t, s->live);
+	retry = e->p;
+	e_gs(e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
+	e8(e, RFLAGS_DF >> 8);
+	rel = e_jcc(e, CC_NE, e->p);
+	leave_at(t, rel, SITE_INTERP, i);
+	rel = put_compare(e, GPR_RCX, 0);
+	leave_at(t, rel, SITE_INTERP, i);
+	if (moves) {
+		put_string_operand(t, i, GPR_RSI, false, retry, &sites[0]);
+		e_store_gs(e, GS_OFFSET(string_source), t0);
+	}
+	put_string_operand(t, i, GPR_RDI, true, retry, &sites[moves]);
+	t->m->sites[sites[moves]].no_retry = moves; /* it could evict the first */
+	last = t->m->nsites;
+	/* rsi, rdi += host - guest; back behind it. */
+	if (moves) {
+		e_load_gs(e, t1, GS_OFFSET(string_source));
+		e_rr(e, 0x29, t1, GPR_RSI, true); /* sub t1, rsi */
+		e_rr(e, 0x01, GPR_RSI, t1, true);
+	}
+	e_rr(e, 0x29, t0, GPR_RDI, true);
+	e_rr(e, 0x01, GPR_RDI, t0, true);
+	memcpy(e->p, s->in.bytes, s->in.len);
+	e->p += s->in.len;
+	if (moves)
+		e_rr(e, 0x29, GPR_RSI, t1, true);
+	e_rr(e, 0x29, GPR_RDI, t0, true);
+	for (uint32_t n = first; n < last; n++)
+		t->m->sites[n].after_off = (uint32_t)(e->p - t->m->code);
+}
+
+static void put_selector(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+
+	e_gs(&t->e, 0x0fb7, in->op[0].reg, false, /* movzx r32, word */
+	     GS_OFFSET(v.seg) + in->op[1].reg * (uint32_t)sizeof(struct segment) +
+		 (uint32_t)offsetof(struct segment, selector));
+}
+
 static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 {
 	struct step *s = &t->plan.step[i];
@@ -1306,6 +1386,8 @@ static void put_step(struct trans *t, unsigned i)
 	case S_PUSHF: put_pushf(t, i); break;
 	case S_BITS: put_bits(t, i, live_after); break;
 	case S_PAUSE: put_pause(t, i); break;
+	case S_SELECTOR: put_selector(t, i); break;
+	case S_STRING: put_string(t, i); break;
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
 	}
