@@ -38,6 +38,7 @@ struct page_walk {
 	                  the dirty bit is set) */
 	uint8_t user; /* a user-mode page */
 	uint8_t global;
+	uint8_t shift; /* of the page: 12; 21, 22 or 30 for large ones */
 };
 
 static inline unsigned x86_cpl(const struct vcpu *v)

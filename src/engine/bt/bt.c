@@ -182,7 +182,7 @@ static void vcpu_free(struct bt_vcpu *bv)
 	if (bv->stubs)
 		munmap(bv->stubs, STUB_BYTES);
 	free(bv->icache);
-	munmap((uint8_t *)bv - CHUNK_CHECK_BYTES, bv->bytes);
+	munmap((uint8_t *)bv - CHECK_BYTES, bv->bytes);
 	cache_destroy(m);
 }
 
@@ -214,17 +214,18 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 		return NULL;
 	/* Most of it is slots, which cost memory once they are used. */
 	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
-	room = mmap(NULL, CHUNK_CHECK_BYTES + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	room = mmap(NULL, CHECK_BYTES + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (room == MAP_FAILED || mprotect(room + CHUNK_CHECK_GUARD, GUEST_PAGE_SIZE, PROT_READ) ||
-	    mprotect(room + CHUNK_CHECK_BYTES, bytes, PROT_READ | PROT_WRITE)) {
+	    mprotect(room + PROBE_PAGE, GUEST_PAGE_SIZE, PROT_READ) ||
+	    mprotect(room + CHECK_BYTES, bytes, PROT_READ | PROT_WRITE)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
 		if (room != MAP_FAILED)
-			munmap(room, CHUNK_CHECK_BYTES + bytes);
+			munmap(room, CHECK_BYTES + bytes);
 		cache_destroy(m);
 		return NULL;
 	}
-	bv = (struct bt_vcpu *)(room + CHUNK_CHECK_BYTES);
-	bv->bytes = CHUNK_CHECK_BYTES + bytes;
+	bv = (struct bt_vcpu *)(room + CHECK_BYTES);
+	bv->bytes = CHECK_BYTES + bytes;
 	bv->m = m;
 	m->bv = bv;
 	bv->machine = machine;

@@ -28,10 +28,11 @@
 struct tlb_entry {
 	uint64_t read_tag, write_tag; /* minus the page's address, or tlb_invalid */
 	uint64_t host;                /* host address of the page */
-	uint64_t kind;                /* TLB_GLOBAL, TLB_USER */
+	uint64_t kind;                /* TLB_GLOBAL, TLB_USER, TLB_LARGE */
 };
 #define TLB_GLOBAL 1u
 #define TLB_USER 2u
+#define TLB_LARGE 4u /* part of a large page */
 
 /* The tag of an empty entry: that of a page which belongs to the neighbouring entry, so that no
  * address looked up here matches, canonical or not. */
@@ -99,6 +100,8 @@ struct bt_space {
 	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there */
+	/* Where something above is part of a large page, by a hash of the address: of 2 MiB, of 1 GiB. */
+	uint64_t large[2];
 };
 
 /* The spaces of one address space, most recently used kept. */
@@ -124,7 +127,10 @@ struct space_set {
  * address bits 31 to 46 as n, 8 * n bytes behind the page, less 4096 for each chunk before the expected one. */
 #define CHUNK_CHECK_SHIFT 31
 #define CHUNK_CHECK_GUARD (512 * KiB)
-#define CHUNK_CHECK_BYTES (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
+/* Behind it another page: translated code that must keep its flags reads its last eight bytes, or faults beyond
+ * them if somebody wants attention. */
+#define PROBE_PAGE (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
+#define CHECK_BYTES (PROBE_PAGE + 2 * GUEST_PAGE_SIZE)
 #define WINDOW_CHUNKS 8
 
 /* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
@@ -136,6 +142,7 @@ struct space_set {
 struct shadow {
 	uint64_t page[SHADOW_PAGES];
 	uint64_t region; /* address >> SHADOW_SHIFT */
+	bool large;      /* some page is SHADOW_LARGE */
 	struct shadow *next;
 };
 #define SHADOW_HASH 256u
@@ -146,6 +153,7 @@ struct shadow {
 struct bt_window {
 	bool open;
 	bool stale; /* the guest flushed translations since what is mapped was looked at */
+	bool huge;  /* something of it is part of a page of 1 GiB */
 	unsigned nchunks;
 	struct {
 		uint64_t number; /* address >> CHUNK_SHIFT */
@@ -503,7 +511,7 @@ struct bt_vcpu {
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
-	size_t bytes;        /* of this struct with its slots and, before it, the page of CHUNK_CHECK_BYTES */
+	size_t bytes;        /* of this struct with its slots and, before it, the pages of CHECK_BYTES */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 	struct bt_slot slots[]; /* by site */
 };
@@ -564,7 +572,7 @@ void bt_space_flush_all(struct bt_vcpu *bv);                 /* every entry of e
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va); /* in every space */
-void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, const struct page_walk *walk);
 void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became code */
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_cache *m);              /* all code went */
@@ -583,8 +591,8 @@ bool bt_interpret(struct bt_vcpu *bv, int *rc);
 /* window.c */
 #define CHUNK_NONE (1ull << 62)
 /* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way; the
- * address is in another chunk than was expected. */
-enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK };
+ * address is in another chunk than was expected; it was none of the guest's: somebody wants attention. */
+enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK, WINDOW_POLL };
 void bt_window_init(struct bt_vcpu *bv);
 void bt_window_free(struct bt_vcpu *bv);
 void bt_window_enter(struct bt_vcpu *bv); /* user code of the current space is about to run */

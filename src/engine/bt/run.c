@@ -168,7 +168,7 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 		return NULL;
 	binding = bt_binding_get(m, vpage, walk.gpa, x86_cpl(v) == 3);
 	binding->global = walk.global && x86_cpl(v) != 3;
-	bt_space_note_code(bv, binding);
+	bt_space_note_code(bv, binding, &walk);
 	return binding;
 }
 
@@ -326,6 +326,8 @@ static int after_trap(struct bt_vcpu *bv)
 {
 	int rc;
 
+	if (bv->trap_kind == WINDOW_POLL)
+		return 0;
 	if (bv->trap_kind == WINDOW_FAULT)
 		return x86_deliver_fault(&bv->v);
 	if (bv->trap_kind == WINDOW_CHUNK) {

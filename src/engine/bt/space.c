@@ -85,6 +85,7 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			tlb_clear(s, i);
 	s->tlb_fills = 0;
+	s->large[0] = s->large[1] = 0;
 	jumps_reset(m, &s->jump);
 	shows_reset(m, s);
 	if (s->window)
@@ -246,6 +247,43 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 	}
 }
 
+/* --- large pages: what is cached of them, by pages of 4 KiB, goes with any of their addresses --- */
+
+static uint64_t large_bit(gva_t va, unsigned shift)
+{
+	return 1ull << ((va >> shift) * 0x9e3779b97f4a7c15ull >> 58);
+}
+
+static void note_large(struct bt_space *s, gva_t va, const struct page_walk *walk)
+{
+	if (walk->shift > GUEST_PAGE_SHIFT)
+		s->large[walk->shift == 30] |= large_bit(va, walk->shift);
+}
+
+static bool in_large(const struct tlb_entry *t, gva_t va, unsigned shift)
+{
+	return (t->kind & TLB_LARGE) && (-t->read_tag >> shift == va >> shift || -t->write_tag >> shift == va >> shift);
+}
+
+static void flush_large(struct bt_vcpu *bv, struct bt_space *s, gva_t va, unsigned shift)
+{
+	struct bt_cache *m = bv->m;
+
+	for (unsigned i = 0; i < TLB_ENTRIES; i++)
+		if (in_large(&s->tlb[i], va, shift) || in_large(&s->second[i], va, shift))
+			tlb_clear(s, i);
+	for (uint32_t i = 1; i < m->nbindings; i++) {
+		struct bt_binding *b = &m->binding_pool[i];
+
+		if (b->vpage >> (shift - GUEST_PAGE_SHIFT) != va >> shift || !s->shows[i])
+			continue;
+		s->shows[i] = 0;
+		drop_page_jumps(m, b->user ? &s->jump : bv->kernel_jumps, b->vpage);
+		bv->redispatch = true;
+	}
+	bt_global_changed(bv, va, true);
+}
+
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 {
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT, tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
@@ -265,6 +303,9 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 		if (t->read_tag == tag || t->write_tag == tag || t2->read_tag == tag ||
 		    t2->write_tag == tag)
 			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
+		for (unsigned k = 0; k < 2; k++)
+			if (s->large[k] & large_bit(va, k ? 30 : SHADOW_SHIFT))
+				flush_large(bv, s, va, k ? 30 : SHADOW_SHIFT);
 		for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next) {
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
@@ -282,7 +323,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	bt_global_changed(bv, va, false);
 }
 
-void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, const struct page_walk *walk)
 {
 	struct bt_space *s = bv->space;
 	unsigned slot;
@@ -291,6 +332,7 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
 	if (s->shows[binding->id])
 		return;
 	s->shows[binding->id] = 1;
+	note_large(s, binding->vpage << GUEST_PAGE_SHIFT, walk);
 	slot = log_slot(&s->page_fills);
 	if (slot < FILL_LOG)
 		s->page_log[slot] = binding->id;
@@ -388,7 +430,9 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
 	t->write_tag = tlb_invalid(index);
-	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0);
+	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0) |
+		  (walk.shift > GUEST_PAGE_SHIFT ? TLB_LARGE : 0);
+	note_large(s, va, &walk);
 	slot = log_slot(&s->tlb_fills);
 	if (slot < FILL_LOG)
 		s->tlb_log[slot] = (uint16_t)index;

@@ -409,7 +409,7 @@ static void put_chunk_of(struct emit *e, unsigned reg, unsigned base)
 /* Faults unless the address in `base` is in that chunk; `reg` is lost.  No flags. */
 static void put_chunk_check(struct emit *e, unsigned reg, unsigned base, unsigned chunk)
 {
-	int64_t page = -(int64_t)(CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE); /* from the vcpu */
+	int64_t page = (int64_t)CHUNK_CHECK_GUARD - (int64_t)CHECK_BYTES; /* from the vcpu */
 
 	e_rorx(e, reg, base, CHUNK_CHECK_SHIFT);
 	e_movzx16(e, reg, reg);
@@ -638,11 +638,34 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 	return b->flags_in;
 }
 
+/* The same at the beginning of an instruction, which is then done again.  Keeps flags. */
+static void put_probe(struct trans *t)
+{
+	int64_t last = (int64_t)PROBE_PAGE + GUEST_PAGE_SIZE - 8 - (int64_t)CHECK_BYTES;
+	unsigned t0 = t0_of(t);
+
+	e_gs(&t->e, 0x8b, t0, false, GS_OFFSET(v.attention));
+	e_gs_index8(&t->e, 0x8b, t0, t0, (uint32_t)last);
+	t->held[0] = 0;
+}
+
+/* Whether flags are in the host's register only and going on with them there costs nothing: in a window. */
+static bool keeps_flags(const struct trans *t)
+{
+	return t->kind == CODE_WINDOW && t->host_ok && !t->mem_ok;
+}
+
 static void put_direct(struct trans *t, unsigned i, uint64_t target)
 {
 	if (target <= t->plan.step[i].rip && !t->polled) {
-		about_to_clobber(t, target_flags(t, target));
-		put_poll(t, i, target);
+		unsigned live = target_flags(t, target);
+
+		if (live && keeps_flags(t)) {
+			put_probe(t);
+		} else {
+			about_to_clobber(t, live);
+			put_poll(t, i, target);
+		}
 	}
 	put_link(t, i, -1, target);
 }
@@ -877,7 +900,12 @@ static void put_call(struct trans *t, unsigned i)
 	const uint8_t *retry;
 	unsigned a, target = GPR_NONE;
 
-	about_to_clobber(t, RFLAGS_ARITH);
+	if (direct && keeps_flags(t) && s->access[ACCESS_STACK].window) {
+		if (next + s->in.imm <= s->rip)
+			put_probe(t); /* before anything is done */
+	} else {
+		about_to_clobber(t, RFLAGS_ARITH);
+	}
 	retry = e->p;
 	if (!direct) {
 		target = put_target(t, i, retry);
@@ -892,7 +920,10 @@ static void put_call(struct trans *t, unsigned i)
 	put_store(t, mem, a);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	if (direct) {
-		put_direct(t, i, next + s->in.imm);
+		if (keeps_flags(t))
+			put_link(t, i, -1, next + s->in.imm);
+		else
+			put_direct(t, i, next + s->in.imm);
 		return;
 	}
 	if (target == t0_of(t))

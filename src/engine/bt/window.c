@@ -103,6 +103,7 @@ static struct shadow *shadow_get(struct bt_vcpu *bv, struct bt_window *w, gva_t 
 		s = bv->free_shadows;
 		bv->free_shadows = s->next;
 		x86_zero(s->page, sizeof(s->page));
+		s->large = false;
 	} else if (bv->nshadows < MAX_SHADOWS) {
 		s = &bv->shadow_pool[bv->nshadows++];
 	} else {
@@ -222,7 +223,7 @@ void bt_window_close(struct bt_vcpu *bv, struct bt_window *w)
 			bv->free_shadows = s;
 		}
 	w->nchunks = 0;
-	w->open = w->stale = false;
+	w->open = w->stale = w->huge = false;
 }
 
 /* --- the guest's tables --- */
@@ -231,6 +232,7 @@ void bt_window_close(struct bt_vcpu *bv, struct bt_window *w)
 struct leaf {
 	uint64_t entry;        /* large: of the first page of these 2 MiB */
 	const uint64_t *table; /* else: of 512 pages */
+	bool huge;             /* 1 GiB */
 	bool write;            /* allowed by the levels above */
 };
 
@@ -246,6 +248,7 @@ static bool find_leaf(const struct vcpu *v, gva_t va, struct leaf *leaf)
 
 	leaf->write = true;
 	leaf->table = NULL;
+	leaf->huge = false;
 	for (unsigned level = v->cr4 & CR4_LA57 ? 5 : 4; level > 1; level--) {
 		unsigned shift = GUEST_PAGE_SHIFT + 9 * (level - 1);
 		const uint64_t *p = ram_host(v->ram, table + (va >> shift & 511) * 8, 8);
@@ -260,6 +263,7 @@ static bool find_leaf(const struct vcpu *v, gva_t va, struct leaf *leaf)
 				return false;
 			leaf->entry = (e & ~ENTRY_ADDRESS) | (e & ENTRY_ADDRESS & ~mask) |
 				      (va & mask & ~(uint64_t)((1u << SHADOW_SHIFT) - 1));
+			leaf->huge = level == 3;
 			return true;
 		}
 		leaf->write = leaf->write && (e & PTE_W);
@@ -373,6 +377,8 @@ static enum window_fill fill_page(struct bt_vcpu *bv, struct bt_window *w, gva_t
 		return WINDOW_LONG;
 	asked = va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1);
 	had = s->page[asked];
+	s->large = s->large || !leaf.table;
+	w->huge = w->huge || leaf.huge;
 	i = leaf.table ? asked & ~(AROUND - 1) : 0;
 	if (!fill_range(bv, &leaf, s, i, leaf.table ? i + AROUND : SHADOW_PAGES, asked)) {
 		close_all(bv);
@@ -390,8 +396,8 @@ enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
 	unsigned i;
 	gva_t va;
 
-	if (host >= (uint64_t)bv - CHUNK_CHECK_BYTES && host < (uint64_t)bv)
-		return WINDOW_CHUNK;
+	if (host >= (uint64_t)bv - CHECK_BYTES && host < (uint64_t)bv)
+		return host >= (uint64_t)bv - CHECK_BYTES + PROBE_PAGE ? WINDOW_POLL : WINDOW_CHUNK;
 	for (i = 0; w && i < w->nchunks; i++)
 		if (host - (uint64_t)w->chunk[i].host < CHUNK_SIZE)
 			break;
@@ -429,11 +435,12 @@ void bt_window_flush_page(struct bt_vcpu *bv, gva_t va)
 		struct bt_window *w = &bv->windows[k];
 		struct shadow *s = w->open ? shadow_find(w, va) : NULL;
 
-		if (!s || !s->page[i])
-			continue;
-		if (s->page[i] & SHADOW_LARGE)
+		/* A large page goes with any of its addresses. */
+		if (w->huge)
+			w->stale = true;
+		else if (s && s->large)
 			drop_range(bv, w, s, 0, SHADOW_PAGES);
-		else
+		else if (s && s->page[i])
 			drop_range(bv, w, s, i, i + 1);
 	}
 }
