@@ -149,6 +149,12 @@ uint64_t x86_rdtsc(const struct vcpu *v);
 /* memcpy and memset without vector registers. */
 static inline void x86_copy(void *dst, const void *src, unsigned long n)
 {
+	if (n == 8) {
+		uint64_t word = *(const volatile uint64_t *)src;
+
+		*(volatile uint64_t *)dst = word;
+		return;
+	}
 	__asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
 }
 static inline void x86_zero(void *dst, unsigned long n)

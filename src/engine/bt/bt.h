@@ -99,7 +99,9 @@ struct bt_space {
 	uint32_t tlb_fills, page_fills;
 	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
-	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there */
+	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
+#define SHOWN 1u
+#define SHOWN_GLOBAL 2u
 	/* Where something above is part of a large page, by a hash of the address: of 2 MiB, of 1 GiB. */
 	uint64_t large[2];
 };

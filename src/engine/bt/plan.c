@@ -243,6 +243,9 @@ static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gp
 	return 0;
 }
 
+/* Conditional jumps that a block goes on behind. */
+#define BRANCHES_MAX 3
+
 /* --- shared checks --- */
 
 #define MAX_SPAN 256
@@ -505,7 +508,7 @@ int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t
 	    const struct bt_binding *second)
 {
 	bool user = kind != CODE_KERNEL;
-	unsigned at = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
+	unsigned at = 0, branches = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
 	const uint8_t *code = ram_host(m->ram, gpa, room);
 
 	p->second = NULL;
@@ -527,12 +530,18 @@ int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t
 		note_step(m, user, s);
 		s->off = (uint16_t)at;
 		at += s->in.len;
+		if (s->shape == S_JCC && (int64_t)s->in.imm > 0 && branches++ < BRANCHES_MAX) {
+			s->follow = rip + at; /* compilers put what is likely there */
+			continue;
+		}
 		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
 		    s->shape == S_JRCXZ || s->shape == S_JCC || s->shape == S_INTERP_END) {
 			p->n++;
 			break;
 		}
 	}
+	if (p->n)
+		p->step[p->n - 1].follow = 0;
 	if (p->n == 0) {
 		if (!second || plan_crossing(p, m, user, gpa, rip, room, second))
 			return -1;

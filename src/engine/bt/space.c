@@ -97,6 +97,63 @@ void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space)
 	jumps_reset(bv->m, &space->jump);
 }
 
+/* --- what outlives an address space: global mappings --- */
+
+static bool entry_stays(const struct tlb_entry *t, unsigned index)
+{
+	return (t->kind & TLB_GLOBAL) &&
+	       (t->read_tag != tlb_invalid(index) || t->write_tag != tlb_invalid(index));
+}
+
+/* Clears what is not global there; true: something is left. */
+static bool tlb_clear_local(struct bt_space *s, unsigned index)
+{
+	bool stays = entry_stays(&s->tlb[index], index), second = entry_stays(&s->second[index], index);
+
+	if (!stays)
+		s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
+	if (!second)
+		s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
+	return stays || second;
+}
+
+static void log_again(uint32_t *fills, uint16_t *log, unsigned index)
+{
+	if (*fills < FILL_LOG)
+		log[(*fills)++] = (uint16_t)index;
+	else
+		*fills = FILL_LOG + 1;
+}
+
+/* The guest flushed what is not global, as a write to CR3 does. */
+static void space_reset_local(struct bt_cache *m, struct bt_space *s)
+{
+	uint32_t fills = s->tlb_fills, pages = s->page_fills;
+
+	s->tlb_fills = s->page_fills = 0;
+	for (unsigned n = 0; n < (fills <= FILL_LOG ? fills : TLB_ENTRIES); n++) {
+		unsigned index = fills <= FILL_LOG ? s->tlb_log[n] : n;
+
+		if (tlb_clear_local(s, index))
+			log_again(&s->tlb_fills, s->tlb_log, index);
+	}
+	for (uint32_t n = 0; n < (pages <= FILL_LOG ? pages : m->top_binding + 1); n++) {
+		uint32_t id = pages <= FILL_LOG ? s->page_log[n] : n;
+
+		if (!s->shows[id])
+			continue;
+		if (s->shows[id] != SHOWN_GLOBAL)
+			s->shows[id] = 0;
+		else if (s->page_fills < FILL_LOG)
+			s->page_log[s->page_fills++] = id;
+		else
+			s->page_fills = FILL_LOG + 1;
+	}
+	jumps_reset(m, &s->jump);
+	if (s->window)
+		s->window->stale = true;
+}
+
 /* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
 static unsigned log_slot(uint32_t *fills)
 {
@@ -148,7 +205,7 @@ static struct space_set *set_find(struct bt_vcpu *bv, uint64_t root)
 	}
 	for (unsigned k = 0; k < SPACE_KINDS; k++)
 		if (oldest->space[k]) {
-			space_reset(bv->m, oldest->space[k]);
+			space_reset_local(bv->m, oldest->space[k]);
 			oldest->space[k]->window = NULL;
 			oldest->space[k]->heat = 0;
 		}
@@ -208,7 +265,7 @@ static void set_reset(struct bt_vcpu *bv, struct space_set *set)
 {
 	for (unsigned k = 0; k < SPACE_KINDS; k++)
 		if (set->space[k])
-			space_reset(bv->m, set->space[k]);
+			space_reset_local(bv->m, set->space[k]);
 }
 
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root)
@@ -326,12 +383,13 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, const struct page_walk *walk)
 {
 	struct bt_space *s = bv->space;
-	unsigned slot;
+	unsigned slot, shown;
 
 	s->page_id[binding->vpage & (PAGE_IDS - 1)] = binding->id;
-	if (s->shows[binding->id])
+	shown = s->shows[binding->id];
+	s->shows[binding->id] = walk->global ? SHOWN_GLOBAL : SHOWN;
+	if (shown)
 		return;
-	s->shows[binding->id] = 1;
 	note_large(s, binding->vpage << GUEST_PAGE_SHIFT, walk);
 	slot = log_slot(&s->page_fills);
 	if (slot < FILL_LOG)
