@@ -86,6 +86,13 @@ enum code_kind { CODE_KERNEL, CODE_USER, CODE_WINDOW };
 
 enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
 
+/* Addresses of large pages of 2 MiB and of 1 GiB, by a hash: it may say yes for others, too. */
+#define LARGE_BITS 4096u
+struct large_pages {
+	bool any;
+	uint64_t bits[2][LARGE_BITS / 64];
+};
+
 struct bt_space {
 	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
 	 * runtime.S and bt_space_fill bring it back. */
@@ -102,8 +109,8 @@ struct bt_space {
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
 #define SHOWN 1u
 #define SHOWN_GLOBAL 2u
-	/* Where something above is part of a large page, by a hash of the address: of 2 MiB, of 1 GiB. */
-	uint64_t large[2];
+	/* Where part of a large page is in `tlb`, and in `shows`. */
+	struct large_pages large_data, large_code;
 };
 
 /* The spaces of one address space, most recently used kept. */

@@ -13,6 +13,39 @@
 #define ROOT_NONE (~0ull)
 #define ROOT_UNPAGED (~1ull)
 
+/* --- large pages: what is cached of them, by pages of 4 KiB, goes with any of their addresses --- */
+
+static const unsigned large_shift[2] = {SHADOW_SHIFT, 30};
+
+static unsigned large_hash(gva_t va, unsigned k)
+{
+	return (unsigned)((va >> large_shift[k]) * 0x9e3779b97f4a7c15ull >> 52) & (LARGE_BITS - 1);
+}
+
+static void large_note(struct large_pages *l, gva_t va, const struct page_walk *walk)
+{
+	unsigned k = walk->shift == large_shift[1], h;
+
+	if (walk->shift == GUEST_PAGE_SHIFT)
+		return;
+	h = large_hash(va, k);
+	l->any = true;
+	l->bits[k][h / 64] |= 1ull << h % 64;
+}
+
+static bool large_has(const struct large_pages *l, gva_t va, unsigned k)
+{
+	unsigned h = large_hash(va, k);
+
+	return l->any && (l->bits[k][h / 64] >> h % 64 & 1);
+}
+
+static void large_forget(struct large_pages *l)
+{
+	if (l->any)
+		x86_zero(l, sizeof(*l));
+}
+
 static void tlb_clear(struct bt_space *s, unsigned index)
 {
 	s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
@@ -85,7 +118,8 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			tlb_clear(s, i);
 	s->tlb_fills = 0;
-	s->large[0] = s->large[1] = 0;
+	large_forget(&s->large_data);
+	large_forget(&s->large_code);
 	jumps_reset(m, &s->jump);
 	shows_reset(m, s);
 	if (s->window)
@@ -304,31 +338,24 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 	}
 }
 
-/* --- large pages: what is cached of them, by pages of 4 KiB, goes with any of their addresses --- */
-
-static uint64_t large_bit(gva_t va, unsigned shift)
-{
-	return 1ull << ((va >> shift) * 0x9e3779b97f4a7c15ull >> 58);
-}
-
-static void note_large(struct bt_space *s, gva_t va, const struct page_walk *walk)
-{
-	if (walk->shift > GUEST_PAGE_SHIFT)
-		s->large[walk->shift == 30] |= large_bit(va, walk->shift);
-}
+/* --- large pages --- */
 
 static bool in_large(const struct tlb_entry *t, gva_t va, unsigned shift)
 {
 	return (t->kind & TLB_LARGE) && (-t->read_tag >> shift == va >> shift || -t->write_tag >> shift == va >> shift);
 }
 
-static void flush_large(struct bt_vcpu *bv, struct bt_space *s, gva_t va, unsigned shift)
+static void flush_large_data(struct bt_space *s, gva_t va, unsigned shift)
 {
-	struct bt_cache *m = bv->m;
-
 	for (unsigned i = 0; i < TLB_ENTRIES; i++)
 		if (in_large(&s->tlb[i], va, shift) || in_large(&s->second[i], va, shift))
 			tlb_clear(s, i);
+}
+
+static void flush_large_code(struct bt_vcpu *bv, struct bt_space *s, gva_t va, unsigned shift)
+{
+	struct bt_cache *m = bv->m;
+
 	for (uint32_t i = 1; i < m->nbindings; i++) {
 		struct bt_binding *b = &m->binding_pool[i];
 
@@ -360,9 +387,12 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 		if (t->read_tag == tag || t->write_tag == tag || t2->read_tag == tag ||
 		    t2->write_tag == tag)
 			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
-		for (unsigned k = 0; k < 2; k++)
-			if (s->large[k] & large_bit(va, k ? 30 : SHADOW_SHIFT))
-				flush_large(bv, s, va, k ? 30 : SHADOW_SHIFT);
+		for (unsigned k = 0; k < 2; k++) {
+			if (large_has(&s->large_data, va, k))
+				flush_large_data(s, va, large_shift[k]);
+			if (unlikely(large_has(&s->large_code, va, k)))
+				flush_large_code(bv, s, va, large_shift[k]);
+		}
 		for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next) {
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
@@ -390,7 +420,7 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, co
 	s->shows[binding->id] = walk->global ? SHOWN_GLOBAL : SHOWN;
 	if (shown)
 		return;
-	note_large(s, binding->vpage << GUEST_PAGE_SHIFT, walk);
+	large_note(&s->large_code, binding->vpage << GUEST_PAGE_SHIFT, walk);
 	slot = log_slot(&s->page_fills);
 	if (slot < FILL_LOG)
 		s->page_log[slot] = binding->id;
@@ -490,7 +520,7 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->write_tag = tlb_invalid(index);
 	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0) |
 		  (walk.shift > GUEST_PAGE_SHIFT ? TLB_LARGE : 0);
-	note_large(s, va, &walk);
+	large_note(&s->large_data, va, &walk);
 	slot = log_slot(&s->tlb_fills);
 	if (slot < FILL_LOG)
 		s->tlb_log[slot] = (uint16_t)index;
