@@ -243,7 +243,8 @@ static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gp
 	return 0;
 }
 
-/* Conditional jumps that a block goes on behind. */
+/* Conditional jumps that a block of user code goes on behind.  (The kernel's code is mostly run once or twice: a boot
+ * takes longer for what is translated and not run.) */
 #define BRANCHES_MAX 3
 
 /* --- shared checks --- */
@@ -530,7 +531,7 @@ int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t
 		note_step(m, user, s);
 		s->off = (uint16_t)at;
 		at += s->in.len;
-		if (s->shape == S_JCC && (int64_t)s->in.imm > 0 && branches++ < BRANCHES_MAX) {
+		if (s->shape == S_JCC && user && (int64_t)s->in.imm > 0 && branches++ < BRANCHES_MAX) {
 			s->follow = rip + at; /* compilers put what is likely there */
 			continue;
 		}
