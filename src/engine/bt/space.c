@@ -65,7 +65,8 @@ static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 			jump_clear(m, &c->entry[c->log[i]]);
 	else
 		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-			jump_clear(m, &c->entry[i]);
+			if (c->entry[i].rip > JUMP_INVALID)
+				jump_clear(m, &c->entry[i]);
 	c->fills = 0;
 	c->local = false;
 }
@@ -116,7 +117,8 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 			tlb_clear(s, s->tlb_log[i]);
 	else
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			tlb_clear(s, i);
+			if (s->tlb[i].host | s->second[i].host)
+				tlb_clear(s, i);
 	s->tlb_fills = 0;
 	large_forget(&s->large_data);
 	large_forget(&s->large_code);
@@ -219,9 +221,10 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 
 	if (!s) {
 		s = (struct bt_space *)(bv->spaces + index * SPACE_STRIDE);
-		s->tlb_fills = s->page_fills = FILL_LOG + 1;
-		s->jump.fills = kind == SPACE_USER ? FILL_LOG + 1 : 0;
-		space_reset(bv->m, s);
+		/* Memory that was never touched is zero, and so it may stay: only at index 0 does an entry of zeros
+		 * match anything. */
+		tlb_clear(s, 0);
+		jump_clear(bv->m, &s->jump.entry[0]);
 		set->space[kind] = s;
 	}
 	return s;
@@ -474,16 +477,11 @@ void bt_space_forget_code(struct bt_cache *m)
 	struct bt_vcpu *bv = m->bv;
 	struct bt_space *s;
 
-	/* Also the entries that hold nothing: their way out has moved. */
-	bv->kernel_jumps->fills = FILL_LOG + 1;
 	jumps_reset(m, bv->kernel_jumps);
 	bt_slots_flush_all(bv);
 	FOR_EACH_SPACE(bv, s)
 	{
-		if (s_k == SPACE_USER) {
-			s->jump.fills = FILL_LOG + 1;
-			jumps_reset(m, &s->jump);
-		}
+		jumps_reset(m, &s->jump);
 		s->page_fills = FILL_LOG + 1;
 		shows_reset(m, s);
 	}
@@ -543,8 +541,7 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
 	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
-	bv->kernel_jumps->fills = FILL_LOG + 1;
-	jumps_reset(bv->m, bv->kernel_jumps);
+	jump_clear(bv->m, &bv->kernel_jumps->entry[0]);
 	bt_window_init(bv);
 	return 0;
 }
