@@ -253,6 +253,14 @@ static void guest_create(void)
 	guest_write(0x2010, &entry, 8);
 }
 
+static void guest_destroy(void)
+{
+	engine_bt.vcpu_destroy(vcpu);
+	engine_bt.machine_destroy(em);
+	engine_bt.thread_exit();
+	ram_destroy(&ram);
+}
+
 static void run_guest(struct world *w, bool user)
 {
 	struct vcpu *v = vcpu;
@@ -828,7 +836,9 @@ static void sequences_agree(void **state)
 	guest_create(); /* here: cmocka replaces signal handlers at the start of a test */
 	oracle_mask = model.xcr0_mask;
 	if (one) {
-		assert_true(run_one(strtoull(one, NULL, 0), true));
+		failed = !run_one(strtoull(one, NULL, 0), true);
+		guest_destroy();
+		assert_int_equal(failed, 0);
 		return;
 	}
 	for (uint64_t seed = first; seed < first + count && failed < 5; seed++)
@@ -841,6 +851,7 @@ static void sequences_agree(void **state)
 		counters_print(set, stderr);
 		free(set);
 	}
+	guest_destroy();
 	assert_int_equal(failed, 0);
 }
 
