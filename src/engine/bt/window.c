@@ -53,15 +53,18 @@ static long call(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64
 static uint8_t *map_nothing(uint8_t *at, uint64_t len)
 {
 	long rc = call(SYS_mmap, (uint64_t)at, len, PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0), (uint64_t)-1, 0);
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0),
+		       (uint64_t)-1, 0);
 
 	return rc < 0 && rc > -4096 ? NULL : (uint8_t *)rc;
 }
 
-static bool map_ram(uint8_t *at, const struct ram *ram, const uint8_t *host, uint64_t len, bool write)
+static bool map_ram(uint8_t *at, const struct ram *ram, const uint8_t *host, uint64_t len,
+		    bool write)
 {
 	long rc = call(SYS_mmap, (uint64_t)at, len, PROT_READ | (write ? PROT_WRITE : 0),
-		       MAP_SHARED | MAP_FIXED | MAP_POPULATE, (uint64_t)ram->fd, (uint64_t)(host - ram->host));
+		       MAP_SHARED | MAP_FIXED | MAP_POPULATE, (uint64_t)ram->fd,
+		       (uint64_t)(host - ram->host));
 
 	return rc >= 0 || rc <= -4096;
 }
@@ -124,7 +127,7 @@ static uint8_t *place_of(const struct bt_window *w, gva_t va)
 	return NULL;
 }
 
-#define FOR_EACH_SHADOW(w, s)                              \
+#define FOR_EACH_SHADOW(w, s)                                  \
 	for (unsigned s##_i = 0; s##_i < SHADOW_HASH; s##_i++) \
 		for ((s) = (w)->shadows[s##_i]; (s); (s) = (s)->next)
 
@@ -167,7 +170,8 @@ void bt_window_free(struct bt_vcpu *bv)
 	while (bv->nfree_chunks)
 		place_free(bv->free_chunks[--bv->nfree_chunks] + CHUNK_GUARD);
 	if (bv->shadow_pool)
-		call(SYS_munmap, (uint64_t)bv->shadow_pool, MAX_SHADOWS * sizeof(struct shadow), 0, 0, 0, 0);
+		call(SYS_munmap, (uint64_t)bv->shadow_pool, MAX_SHADOWS * sizeof(struct shadow), 0,
+		     0, 0, 0);
 }
 
 static void addends_clear(struct bt_vcpu *bv)
@@ -259,7 +263,8 @@ static bool find_leaf(const struct vcpu *v, gva_t va, struct leaf *leaf)
 		if (e & PTE_PS) {
 			uint64_t mask = (1ull << shift) - 1;
 
-			if (level > 3 || (e & mask & ENTRY_ADDRESS & ~(1ull << GUEST_PAGE_SHIFT))) /* (PAT) */
+			if (level > 3 ||
+			    (e & mask & ENTRY_ADDRESS & ~(1ull << GUEST_PAGE_SHIFT))) /* (PAT) */
 				return false;
 			leaf->entry = (e & ~ENTRY_ADDRESS) | (e & ENTRY_ADDRESS & ~mask) |
 				      (va & mask & ~(uint64_t)((1u << SHADOW_SHIFT) - 1));
@@ -282,8 +287,8 @@ static uint64_t leaf_page(const struct vcpu *v, const struct leaf *leaf, unsigne
 
 	if (!entry_usable(v, e) || !(e & PTE_A))
 		return 0;
-	return ((e & ENTRY_ADDRESS) + (leaf->table ? 0 : (uint64_t)i << GUEST_PAGE_SHIFT)) | SHADOW_MAPPED |
-	       (write ? SHADOW_WRITE : 0) | (leaf->table ? 0 : SHADOW_LARGE);
+	return ((e & ENTRY_ADDRESS) + (leaf->table ? 0 : (uint64_t)i << GUEST_PAGE_SHIFT)) |
+	       SHADOW_MAPPED | (write ? SHADOW_WRITE : 0) | (leaf->table ? 0 : SHADOW_LARGE);
 }
 
 /* --- filling --- */
@@ -316,8 +321,8 @@ static bool run_map(struct bt_vcpu *bv, const struct shadow *s, const struct run
 		return true;
 	bv->m->stats.window_pages += n;
 	bv->mappings++;
-	return map_ram(place_of(bv->space->window, va), bv->v.ram, run->host, (uint64_t)n << GUEST_PAGE_SHIFT,
-		       run->write);
+	return map_ram(place_of(bv->space->window, va), bv->v.ram, run->host,
+		       (uint64_t)n << GUEST_PAGE_SHIFT, run->write);
 }
 
 /* Maps what can be of pages [from, to): `asked` for sure, and of the others what is not mapped yet. */
@@ -328,14 +333,16 @@ static bool fill_range(struct bt_vcpu *bv, const struct leaf *leaf, struct shado
 
 	for (unsigned i = from; i < to; i++) {
 		uint64_t page = s->page[i] && i != asked ? 0 : leaf_page(&bv->v, leaf, i);
-		const uint8_t *host = page ? ram_host(bv->v.ram, page & ENTRY_ADDRESS, GUEST_PAGE_SIZE) : NULL;
+		const uint8_t *host =
+		    page ? ram_host(bv->v.ram, page & ENTRY_ADDRESS, GUEST_PAGE_SIZE) : NULL;
 		bool write;
 
 		if (!host)
 			continue;
 		write = (page & SHADOW_WRITE) && may_write(bv, page & ENTRY_ADDRESS);
 		s->page[i] = write ? page : page & ~(uint64_t)SHADOW_WRITE;
-		if (run.to != i || run.host + ((uint64_t)(i - run.from) << GUEST_PAGE_SHIFT) != host ||
+		if (run.to != i ||
+		    run.host + ((uint64_t)(i - run.from) << GUEST_PAGE_SHIFT) != host ||
 		    run.write != write) {
 			if (!run_map(bv, s, &run))
 				return false;
@@ -410,7 +417,8 @@ enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
 /* --- forgetting --- */
 
 /* Pages [from, to) are no longer shown.  false: the window has been closed instead. */
-static bool drop_range(struct bt_vcpu *bv, struct bt_window *w, struct shadow *s, unsigned from, unsigned to)
+static bool drop_range(struct bt_vcpu *bv, struct bt_window *w, struct shadow *s, unsigned from,
+		       unsigned to)
 {
 	gva_t va = s->region << SHADOW_SHIFT | (gva_t)from << GUEST_PAGE_SHIFT;
 
@@ -448,7 +456,8 @@ void bt_window_flush_page(struct bt_vcpu *bv, gva_t va)
 /* Whether what is mapped as `page` still may be. */
 static bool still_true(uint64_t page, uint64_t now)
 {
-	return (now & SHADOW_MAPPED) && !((page ^ now) & ENTRY_ADDRESS) && !(page & ~now & SHADOW_WRITE);
+	return (now & SHADOW_MAPPED) && !((page ^ now) & ENTRY_ADDRESS) &&
+	       !(page & ~now & SHADOW_WRITE);
 }
 
 /* false: the window has been closed. */
@@ -491,7 +500,8 @@ static void drop_writes(struct bt_vcpu *bv, struct bt_window *w, gpa_t page)
 
 	FOR_EACH_SHADOW(w, s)
 	for (unsigned i = 0; i < SHADOW_PAGES; i++)
-		if ((s->page[i] & ~(uint64_t)SHADOW_LARGE) == shown && !drop_range(bv, w, s, i, i + 1))
+		if ((s->page[i] & ~(uint64_t)SHADOW_LARGE) == shown &&
+		    !drop_range(bv, w, s, i, i + 1))
 			return;
 }
 
@@ -517,7 +527,8 @@ static void window_open(struct bt_vcpu *bv)
 	if (!(v->cr0 & CR0_PG) || !x86_long_mode(v))
 		return;
 	for (unsigned i = 0; i < ARRAY_SIZE(likely_used); i++)
-		if (!place_of(w, likely_used[i]) && !chunk_open(bv, w, likely_used[i] >> CHUNK_SHIFT) && !i)
+		if (!place_of(w, likely_used[i]) &&
+		    !chunk_open(bv, w, likely_used[i] >> CHUNK_SHIFT) && !i)
 			return;
 	w->open = true;
 	bv->space->window = w;
@@ -535,7 +546,8 @@ static void fill_next(struct bt_vcpu *bv, struct bt_window *w)
 
 	bv->window_next = 0;
 	if (place_of(w, va) && !(s && s->page[va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1)]) &&
-	    find_leaf(&bv->v, va, &leaf) && leaf_page(&bv->v, &leaf, va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1)))
+	    find_leaf(&bv->v, va, &leaf) &&
+	    leaf_page(&bv->v, &leaf, va >> GUEST_PAGE_SHIFT & (SHADOW_PAGES - 1)))
 		fill_page(bv, w, va, false);
 }
 
@@ -551,7 +563,8 @@ void bt_window_enter(struct bt_vcpu *bv)
 		bt_space_forget_jumps(bv, space);
 	}
 	if (!w) {
-		if (likely(space->heat < WINDOW_HEAT && !(bv->m->dev & DEV_EAGER)) || !bv->window_support)
+		if (likely(space->heat < WINDOW_HEAT && !(bv->m->dev & DEV_EAGER)) ||
+		    !bv->window_support)
 			return;
 		window_open(bv);
 		w = space->window;
@@ -574,7 +587,8 @@ static bool open_for(struct bt_vcpu *bv, struct bt_window *w, gva_t va)
 	struct page_walk walk;
 
 	return va >> CHUNK_SHIFT < CHUNKS && !place_of(w, va) &&
-	       !x86_walk(&bv->v, va, ACC_READ | ACC_USER, &walk) && chunk_open(bv, w, va >> CHUNK_SHIFT);
+	       !x86_walk(&bv->v, va, ACC_READ | ACC_USER, &walk) &&
+	       chunk_open(bv, w, va >> CHUNK_SHIFT);
 }
 
 bool bt_window_settle(struct bt_vcpu *bv)
@@ -589,9 +603,10 @@ bool bt_window_settle(struct bt_vcpu *bv)
 	e = bt_fetch(bv);
 	if (!e)
 		return false;
-	if (e->in.has_mem && open_for(bv, w,
-				      bt_effective(v, &e->in) +
-					  (e->in.mem_seg >= SEG_FS ? v->seg[e->in.mem_seg].base : 0)))
+	if (e->in.has_mem &&
+	    open_for(bv, w,
+		     bt_effective(v, &e->in) +
+			 (e->in.mem_seg >= SEG_FS ? v->seg[e->in.mem_seg].base : 0)))
 		return true;
 	return open_for(bv, w, v->regs[GPR_RSP] - 8) || open_for(bv, w, v->regs[GPR_RSP]);
 }
