@@ -154,6 +154,11 @@ $(BUILD)/guest-tests/%: tests/guest/%.c $(GUEST_LIB_OBJ) tests/guest/guest.ld Ma
 	$(say) GUEST $@
 	$(Q)$(GUEST_CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
+$(BUILD)/bench-kernels/%: bench/kernels/%.c $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
+	@mkdir -p $(@D)
+	$(say) GUEST $@
+	$(Q)$(GUEST_CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
+
 check: $(BUILD)/takt unit guest-tests guest
 	BT_RUNTIME="$(BT_RUNTIME)" scripts/check $(BUILD)
 
@@ -196,7 +201,8 @@ build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-ini
 run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 	$(BUILD)/takt run --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initrd --append quiet
 
-bench: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd
+bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd
+	bench/exits $(BUILD)/takt
 	bench/boot $(BUILD)/takt
 	bench/commands $(BUILD)/takt
 	bench/rows $(BUILD)/takt

@@ -5,20 +5,16 @@
  */
 #include <cpuid.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <linux/kvm.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -26,6 +22,7 @@
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/options.h"
+#include "engine/kvm/host.h"
 #include "x86/cpuid.h"
 
 #define HWCAP2_FSGSBASE_BIT (1u << 1) /* AT_HWCAP2: the kernel lets programs use FSGSBASE */
@@ -136,59 +133,40 @@ static void check_tsc(struct findings *f)
 /* --- KVM
  * ------------------------------------------------------------------------------------------ */
 
-static bool hardware_virtualization(void)
-{
-	uint32_t a, b, c, d;
-
-	if (__get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 5))
-		return true;                                             /* VMX */
-	return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1u << 2); /* SVM */
-}
-
-static void check_kvm_device(struct findings *f, int fd)
-{
-	int version = ioctl(fd, KVM_GET_API_VERSION, 0);
-	int vm = ioctl(fd, KVM_CREATE_VM, 0ul);
-
-	if (version != KVM_API_VERSION)
-		advise(add(f, "kvm", BAD, "/dev/kvm answers with API version %d, not %d", version,
-			   KVM_API_VERSION),
-		       "update the host's kernel; takt uses its translator");
-	else if (vm < 0)
-		advise(add(f, "kvm", BAD, "/dev/kvm opens but creates no machine: %s",
-			   strerror(errno)),
-		       "see the host's kernel log; takt uses its translator");
-	else if (!hardware_virtualization())
-		advise(
-		    add(f, "kvm", NOTE,
-			"paravirtual: /dev/kvm works, but this processor shows neither VMX nor "
-			"SVM"),
-		    "such a KVM emulates what takt needs only in part; takt uses its translator");
-	else
-		advise(add(f, "kvm", GOOD, "hardware KVM is usable (API %d)", version),
-		       "this version of takt runs all machines on its translator; --engine kvm "
-		       "follows");
-	if (vm >= 0)
-		close(vm);
-}
-
 static void check_kvm(struct findings *f)
 {
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	struct error err = {0};
 
-	if (fd >= 0) {
-		check_kvm_device(f, fd);
-		close(fd);
-	} else if (errno == EACCES || errno == EPERM) {
+	switch (kvm_host_kind(&err)) {
+	case KVM_HARDWARE:
+		advise(add(f, "kvm", GOOD, "hardware KVM is usable: takt runs machines on it"),
+		       kvm_host_has_hypercalls()
+			   ? ""
+			   : "this kernel keeps hypercalls to itself (no CONFIG_KVM_XEN): guests use "
+			     "ordinary interrupts between their processors");
+		break;
+	case KVM_PARAVIRTUAL:
+		advise(add(f, "kvm", NOTE,
+			   "paravirtual: /dev/kvm works, but this processor shows neither VMX nor SVM"),
+		       "such a KVM emulates guests, slowly and in part: takt uses its translator unless "
+		       "told --engine kvm");
+		break;
+	case KVM_BROKEN:
+		advise(add(f, "kvm", BAD, "/dev/kvm opens, but is of no use: %.110s", err.text),
+		       "update the host's kernel, or see its log; takt uses its translator");
+		break;
+	case KVM_FORBIDDEN:
 		advise(add(f, "kvm", NOTE, "/dev/kvm exists, but this user may not open it"),
-		       "add the user to its group: sudo usermod -aG kvm $USER, then log in again");
-	} else if (hardware_virtualization()) {
-		advise(add(f, "kvm", NOTE, "the processor can, but there is no usable /dev/kvm: %s",
-			   strerror(errno)),
-		       "sudo modprobe kvm_intel (or kvm_amd); in a container, pass the device in");
-	} else {
-		add(f, "kvm", NOTE,
-		    "none on this host: takt uses its translator, which needs nothing");
+		       "sudo usermod -aG kvm $USER, then log in again; until then takt uses its translator");
+		break;
+	case KVM_NONE:
+		if (kvm_host_has_virtualization())
+			advise(add(f, "kvm", NOTE, "the processor can, but there is no usable /dev/kvm"),
+			       "sudo modprobe kvm_intel (or kvm_amd); in a container, pass the device in; "
+			       "until then takt uses its translator");
+		else
+			add(f, "kvm", NOTE,
+			    "none on this host: takt uses its translator, which needs nothing");
 	}
 }
 

@@ -30,6 +30,7 @@
 #include "cli/nets.h"
 #include "cli/options.h"
 #include "cli/shares.h"
+#include "engine/kvm/host.h"
 #include "machine/boot.h"
 #include "machine/machine.h"
 #include "sched/monitor.h"
@@ -94,7 +95,7 @@ static const struct option_spec specs[] = {
      OPTION_NUMBER, offsetof(struct run_options, cpus)},
     {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
      offsetof(struct run_options, cpu)},
-    {"engine", "NAME", "auto, bt (translator, any host) or kvm (default: auto)", OPTION_TEXT,
+    {"engine", "NAME", "kvm, bt (translator, any host) or auto: kvm where it is hardware (default: auto)", OPTION_TEXT,
      offsetof(struct run_options, engine)},
     {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
      offsetof(struct run_options, code_cache)},
@@ -380,18 +381,36 @@ static int make_command(struct run *r, struct error *err)
 /* --- set-up
  * --------------------------------------------------------------------------------------- */
 
+/* The processor that the guest is to see, on KVM or, if its model is beyond this host's and nobody asked
+ * for KVM by name, on the translator. */
+static int choose_model(struct run *r, bool by_name, struct error *err)
+{
+	unsigned cpus = (unsigned)r->options.cpus;
+	int rc = cpu_model_init(&r->model, r->options.cpu, cpus, err);
+
+	if (rc || r->engine != &engine_kvm)
+		return rc;
+	rc = kvm_fit_model(&r->model, r->options.cpu, err);
+	if (!rc || by_name)
+		return rc;
+	r->engine = &engine_bt;
+	rc = r->engine->probe(err);
+	return rc ? rc : cpu_model_init(&r->model, r->options.cpu, cpus, err);
+}
+
 static int choose_engine(struct run *r, struct error *err)
 {
 	const char *name = r->options.engine;
+	bool by_name = !strcmp(name, "kvm");
+	int rc;
 
-	if (!strcmp(name, "kvm"))
-		return error_set(
-		    err, ENOTSUP,
-		    "--engine kvm is not in this version: use --engine bt, which needs no KVM");
-	if (strcmp(name, "auto") && strcmp(name, "bt"))
+	if (strcmp(name, "auto") && strcmp(name, "bt") && !by_name)
 		return error_set(err, EINVAL, "--engine %s: choose auto, bt or kvm", name);
-	r->engine = &engine_bt;
-	return r->engine->probe(err);
+	r->engine = by_name || (!strcmp(name, "auto") && kvm_host_kind(NULL) == KVM_HARDWARE)
+			? &engine_kvm
+			: &engine_bt;
+	rc = r->engine->probe(err);
+	return rc ? rc : choose_model(r, by_name, err);
 }
 
 static int choose_debug_exit(struct run *r, struct error *err)
@@ -609,7 +628,6 @@ static int start(struct run *r, struct error *err)
 		return error_set(err, EINVAL, "--cpus %llu: give 1 to %d",
 				 (unsigned long long)r->options.cpus, CPUS_MAX);
 	if ((rc = choose_debug_exit(r, err)) || (rc = choose_engine(r, err)) ||
-	    (rc = cpu_model_init(&r->model, r->options.cpu, (unsigned)r->options.cpus, err)) ||
 	    (rc = disks_open(&r->disks, &r->options.disks, err)) || (rc = open_image(r, err)) ||
 	    (rc = shares_open(&r->shares, &r->options.shares, err)) ||
 	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||

@@ -55,6 +55,10 @@ struct engine {
 	/* The guest asks for every translation to be forgotten (a paravirtual TLB flush).  While it does
 	 * not run. */
 	void (*flush_tlb)(struct vcpu *v);
+	/* Begins and ends to watch which pages guest code writes, and adds those since then, or since
+	 * the last time, to ram->dirty.  It may add more, never fewer.  No vcpu runs. -EIO. */
+	int (*dirty_watch)(struct engine_machine *em, bool on, struct error *err);
+	int (*dirty_collect)(struct engine_machine *em, struct error *err);
 	/* Looks at what each vcpu does just now: for the time since the last look, `elapsed`, it is taken
 	 * to have done that.  Any one thread at a time. */
 	void (*sample)(struct engine_machine *em, ns_t elapsed);

@@ -204,7 +204,7 @@ static uint64_t system_register(const struct vcpu *v, unsigned n)
 	}
 }
 
-int debug_register_read(const struct vcpu *v, unsigned n, uint8_t value[DEBUG_REGISTER_MAX])
+int debug_register_read(struct vcpu *v, unsigned n, uint8_t value[DEBUG_REGISTER_MAX])
 {
 	uint8_t fx[512];
 	uint64_t word;
@@ -212,6 +212,7 @@ int debug_register_read(const struct vcpu *v, unsigned n, uint8_t value[DEBUG_RE
 	if (n >= ARRAY_SIZE(registers))
 		return -ENOENT;
 	memset(value, 0, DEBUG_REGISTER_MAX);
+	vcpu_settle(v, NULL);
 	unfold(v, fx);
 	if (n >= ST0 && n < FCTRL) {
 		memcpy(value, fx + FX_ST + 16 * (n - ST0), 10);
@@ -263,6 +264,7 @@ int debug_register_write(struct machine *m, struct vcpu *v, unsigned n,
 	uint64_t word;
 	uint32_t mxcsr;
 
+	vcpu_settle(v, NULL);
 	memcpy(&word, value, 8);
 	if (n < RIP) {
 		v->regs[gpr[n]] = word;

@@ -24,7 +24,7 @@ struct debug_register {
 /* Register `n` in the order of gdb's numbers; NULL: there is none. */
 const struct debug_register *debug_register(unsigned n);
 /* Little-endian.  -ENOENT: no such register; -EPERM: one that is only read. */
-int debug_register_read(const struct vcpu *v, unsigned n, uint8_t value[DEBUG_REGISTER_MAX]);
+int debug_register_read(struct vcpu *v, unsigned n, uint8_t value[DEBUG_REGISTER_MAX]);
 int debug_register_write(struct machine *m, struct vcpu *v, unsigned n,
 			 const uint8_t value[DEBUG_REGISTER_MAX]);
 

@@ -471,6 +471,8 @@ static int reset_parts(struct machine *m, struct error *err)
 	ret = ram_clear(&m->ram, err);
 	if (ret)
 		return ret;
+	if (m->ram.dirty)
+		memset(m->ram.dirty, 0xff, ram_dirty_bytes(&m->ram));
 	mclock_init(&m->clock, clock_tsc_khz());
 	for (unsigned i = 0; i < m->nvcpus; i++) {
 		struct vcpu_slot *slot = &m->slots[i];
@@ -603,12 +605,15 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 	struct machine_shape shape = m->shape;
 	size_t count;
 	struct state_object *list = list_objects(m, &shape, &count);
-	int ret;
+	int ret = 0;
 
 	if (!list)
 		return error_set(err, ENOMEM, "not enough memory to save the machine");
 	machine_drain(m);
-	ret = state_save(buf, list, count, &m->ram, err);
+	for (unsigned i = 0; i < m->nvcpus && !ret; i++)
+		ret = vcpu_settle(m->slots[i].vcpu, err);
+	if (!ret)
+		ret = state_save(buf, list, count, &m->ram, err);
 	free(list);
 	return ret;
 }
@@ -653,6 +658,38 @@ int machine_load(struct machine *m, const struct state_buffer *buf, struct error
 	if (!ret)
 		machine_devices_resume(m);
 	return ret;
+}
+
+/* --- dirty pages --- */
+
+int machine_dirty_start(struct machine *m, struct error *err)
+{
+	int ret = ram_dirty_start(&m->ram, err);
+
+	if (!ret)
+		ret = m->engine->dirty_watch(m->engine_machine, true, err);
+	if (ret)
+		ram_dirty_stop(&m->ram);
+	return ret;
+}
+
+int machine_dirty_take(struct machine *m, uint64_t *bitmap, struct error *err)
+{
+	int ret;
+
+	machine_drain(m); /* what is in flight is written when it ends */
+	ret = m->engine->dirty_collect(m->engine_machine, err);
+	if (ret)
+		return ret;
+	memcpy(bitmap, m->ram.dirty, ram_dirty_bytes(&m->ram));
+	memset(m->ram.dirty, 0, ram_dirty_bytes(&m->ram));
+	return 0;
+}
+
+void machine_dirty_stop(struct machine *m)
+{
+	m->engine->dirty_watch(m->engine_machine, false, NULL);
+	ram_dirty_stop(&m->ram);
 }
 
 /* --- looking --- */

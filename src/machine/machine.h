@@ -157,7 +157,14 @@ void machine_set_deadline_hook(struct machine *m, void (*hook)(struct vcpu *v, n
 
 /* --- state; no worker runs the machine --- */
 
-/* Appends all state, RAM included, to `buf`. -ENOMEM. */
+/* Begins to watch which pages of RAM are written, by guest code and devices. -ENOMEM, -EIO. */
+int machine_dirty_start(struct machine *m, struct error *err);
+/* Puts the pages written since the start or the last call into `bitmap`, ram_dirty_bytes() long: bit n is
+ * page n of ram_page_index(), perhaps some that were not.  -EIO: nothing is known, take all pages. */
+int machine_dirty_take(struct machine *m, uint64_t *bitmap, struct error *err);
+void machine_dirty_stop(struct machine *m);
+
+/* Appends all state, RAM included, to `buf`. -ENOMEM, -EIO (the engine does not give it back). */
 int machine_save(struct machine *m, struct state_buffer *buf, struct error *err);
 /* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go
  * on from the saved values.  On error the machine is good for machine_reset() or machine_destroy()

@@ -72,8 +72,28 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 	return 0;
 }
 
+int ram_dirty_start(struct ram *ram, struct error *err)
+{
+	void *p = mmap(NULL, ram_dirty_bytes(ram), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return error_set(err, ENOMEM, "not enough memory to note which pages are written");
+	ram_dirty_stop(ram);
+	ram->dirty = p;
+	return 0;
+}
+
+void ram_dirty_stop(struct ram *ram)
+{
+	if (ram->dirty)
+		munmap(ram->dirty, ram_dirty_bytes(ram));
+	ram->dirty = NULL;
+}
+
 void ram_destroy(struct ram *ram)
 {
+	ram_dirty_stop(ram);
 	if (ram->host) {
 		munmap(ram->host, ram->size);
 		if (ram->fd >= 0)

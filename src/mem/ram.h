@@ -22,6 +22,9 @@ struct ram {
 	uint64_t low_size; /* bytes below the hole */
 	/* One byte a page (RAM_PAGE_*), by ram_page_index; zero until somebody cares. */
 	uint8_t *page_flags;
+	/* A bit for each page written since it was last cleared, by ram_page_index; NULL: nobody
+	 * wants to know.  What guest code itself writes is added by the engine's dirty_collect(). */
+	uint64_t *dirty;
 	bool concurrent; /* several threads run the guest at a time */
 	/* Called after a write through ram_written() to a page with RAM_PAGE_CODE. */
 	void (*code_written)(void *data, gpa_t gpa, uint64_t len);
@@ -40,6 +43,15 @@ int ram_clear(const struct ram *ram, struct error *err);
 /* Gives the whole pages within [host, host+len), which ram_host() gave, back to the host: they are
  * zero from now on.  Where the host wants to keep them (locked memory), they stay. */
 void ram_discard(const struct ram *ram, void *host, uint64_t len);
+
+/* Begins to note which pages are written (none so far), and ends it. -ENOMEM. */
+int ram_dirty_start(struct ram *ram, struct error *err);
+void ram_dirty_stop(struct ram *ram);
+/* Bytes of the bitmap, whole words. */
+static inline uint64_t ram_dirty_bytes(const struct ram *ram)
+{
+	return ((ram->size >> GUEST_PAGE_SHIFT) + 63) / 64 * 8;
+}
 
 /* Host pointer to [gpa, gpa+len), or NULL unless all of it is RAM in one piece. */
 static inline void *ram_host(const struct ram *ram, gpa_t gpa, uint64_t len)
@@ -71,11 +83,23 @@ static inline gpa_t ram_gpa(const struct ram *ram, const void *host)
 	return off < ram->low_size ? off : off - ram->low_size + RAM_HIGH_BASE;
 }
 
+/* Notes the page that holds `gpa`, which is RAM, as written. */
+static inline void ram_mark_dirty(const struct ram *ram, gpa_t gpa)
+{
+	uint64_t index;
+
+	if (likely(!ram->dirty))
+		return;
+	index = ram_page_index(ram, gpa);
+	__atomic_fetch_or(&ram->dirty[index / 64], 1ull << index % 64, __ATOMIC_RELAXED);
+}
+
 /* To be called by whoever wrote [gpa, gpa+len), RAM within one page, by its host pointer. */
 static inline void ram_written(const struct ram *ram, gpa_t gpa, uint64_t len)
 {
 	const uint8_t *flags = &ram->page_flags[ram_page_index(ram, gpa)];
 
+	ram_mark_dirty(ram, gpa);
 	/* The bytes must be there before the flag is read: see engine/bt/share.c. */
 	if (ram->concurrent)
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);

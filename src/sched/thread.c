@@ -11,15 +11,15 @@
 static void on_timer(int sig, siginfo_t *info, void *context)
 {
 	struct slice_timer *t = info->si_value.sival_ptr;
-	_Atomic uint32_t *word;
+	void *target;
 
 	(void)sig;
 	(void)context;
 	if (info->si_code != SI_TIMER)
 		return;
-	word = atomic_load_explicit(&t->target, memory_order_relaxed);
-	if (word)
-		atomic_fetch_or_explicit(word, t->bits, memory_order_relaxed);
+	target = atomic_load_explicit(&t->target, memory_order_relaxed);
+	if (target)
+		t->expired(target);
 }
 
 int slice_timer_setup(struct error *err)
@@ -34,7 +34,7 @@ int slice_timer_setup(struct error *err)
 	return 0;
 }
 
-int slice_timer_create(struct slice_timer *t, uint32_t bits, struct error *err)
+int slice_timer_create(struct slice_timer *t, void (*expired)(void *target), struct error *err)
 {
 	struct sigevent event = {
 	    .sigev_notify = SIGEV_THREAD_ID,
@@ -43,7 +43,7 @@ int slice_timer_create(struct slice_timer *t, uint32_t bits, struct error *err)
 	};
 
 	event._sigev_un._tid = gettid();
-	t->bits = bits;
+	t->expired = expired;
 	t->armed = INT64_MAX;
 	if (timer_create(CLOCK_MONOTONIC, &event, &t->id))
 		return error_set(err, errno, "cannot create a worker's timer: %s", strerror(errno));

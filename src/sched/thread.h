@@ -12,19 +12,19 @@
 #include "base/error.h"
 #include "base/types.h"
 
-/* When it expires, `bits` are set in the word that `target` points to then (if any).  On the thread
- * that created it, and by its signal handler. */
+/* When it expires, `expired` is called with what `target` is then (if anything).  On the thread that
+ * created it, and by its signal handler. */
 struct slice_timer {
 	timer_t id;
 	ns_t armed; /* host ns, INT64_MAX: off */
-	_Atomic(_Atomic uint32_t *) target;
-	uint32_t bits;
+	_Atomic(void *) target;
+	void (*expired)(void *target); /* async-signal-safe */
 };
 
 /* Installs the signal handler, once in a process. */
 int slice_timer_setup(struct error *err);
 /* Expires on the calling thread. */
-int slice_timer_create(struct slice_timer *t, uint32_t bits, struct error *err);
+int slice_timer_create(struct slice_timer *t, void (*expired)(void *target), struct error *err);
 void slice_timer_delete(struct slice_timer *t);
 /* Absolute host time; INT64_MAX disarms. */
 void slice_timer_arm(struct slice_timer *t, ns_t deadline);

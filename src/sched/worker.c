@@ -99,7 +99,7 @@ void worker_deadline_earlier(struct vcpu *v, ns_t deadline)
 		vcpu_attention(v, ATTENTION_KICK);
 		return;
 	}
-	if (atomic_load_explicit(&w->timer.target, memory_order_relaxed) != &v->attention)
+	if (atomic_load_explicit(&w->timer.target, memory_order_relaxed) != v)
 		return; /* between two runs: the loop looks at the deadline anyway */
 	host = host_time(t->machine, deadline);
 	if (host - w->exits.least < w->timer.armed)
@@ -190,7 +190,7 @@ static ns_t run_vcpu(struct worker *w, struct task *t, ns_t slice_end, bool *yie
 	ns_t deadline = host_time(t->machine, machine_next_deadline(t->machine, t->vcpu));
 	ns_t began = clock_host_ns(), now;
 
-	atomic_store_explicit(&w->timer.target, &t->vcpu->attention, memory_order_relaxed);
+	atomic_store_explicit(&w->timer.target, t->vcpu, memory_order_relaxed);
 	arm(w, MIN(slice_end, deadline));
 	*yields = machine_run(t->machine, t->vcpu) == EXIT_YIELD;
 	atomic_store_explicit(&w->timer.target, NULL, memory_order_relaxed);
@@ -290,6 +290,12 @@ static void worker_loop(struct worker *w)
 
 /* --- the thread --- */
 
+/* The slice timer's signal. */
+static void slice_over(void *target)
+{
+	vcpu_attention(target, ATTENTION_SLICE);
+}
+
 static int thread_setup(struct worker *w, struct error *err)
 {
 	char name[16];
@@ -304,7 +310,7 @@ static int thread_setup(struct worker *w, struct error *err)
 		pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 	}
 	prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
-	ret = slice_timer_create(&w->timer, ATTENTION_SLICE, err);
+	ret = slice_timer_create(&w->timer, slice_over, err);
 	if (ret || !w->engine->thread_init)
 		return ret;
 	ret = w->engine->thread_init(err);

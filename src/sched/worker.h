@@ -1,7 +1,7 @@
 /* One worker: a host thread that runs the vcpus that belong to it.
  *
- * A slice ends by a POSIX timer of the worker's own: its signal sets ATTENTION_SLICE on the vcpu
- * that runs.  The same timer serves the machine's next deadline, whichever comes first; the loop
+ * A slice ends by a POSIX timer of the worker's own: its signal asks the vcpu that runs for
+ * attention (ATTENTION_SLICE).  The same timer serves the machine's next deadline, whichever comes first; the loop
  * tells them apart by looking at the clock.  A worker with nothing to run waits on a futex until
  * the first of its sleeping vcpus has a timer due or is woken.
  *

@@ -410,11 +410,11 @@ static void read_xsave_layout(struct cpu_model *model)
 	}
 }
 
-static void fill_model(struct cpu_model *model, const uint32_t words[WORDS], const struct host *h)
+static void set_words(struct cpu_model *model, const uint32_t words[WORDS])
 {
 	model->leaf1_ecx = words[W_1C];
 	model->leaf1_edx = words[W_1D];
-	model->leaf7_ebx = words[W_7B] | (h->words[W_7B] & (FDP_EXCPTN_ONLY | ZERO_FCS_FDS));
+	model->leaf7_ebx = words[W_7B];
 	model->leaf7_ecx = words[W_7C];
 	model->leaf7_edx = words[W_7D];
 	model->leaf7_1_eax = words[W_71A];
@@ -426,6 +426,25 @@ static void fill_model(struct cpu_model *model, const uint32_t words[WORDS], con
 		model->xcr0_mask |= XCR0_AVX;
 	if (cpu_model_has(model, "avx512f"))
 		model->xcr0_mask |= XCR0_AVX512;
+}
+
+static void get_words(const struct cpu_model *model, uint32_t words[WORDS])
+{
+	words[W_1C] = model->leaf1_ecx;
+	words[W_1D] = model->leaf1_edx;
+	words[W_7B] = model->leaf7_ebx;
+	words[W_7C] = model->leaf7_ecx;
+	words[W_7D] = model->leaf7_edx;
+	words[W_71A] = model->leaf7_1_eax;
+	words[W_D1A] = model->leafd_1_eax;
+	words[W_X1C] = model->ext1_ecx;
+	words[W_X1D] = model->ext1_edx;
+}
+
+static void fill_model(struct cpu_model *model, const uint32_t words[WORDS], const struct host *h)
+{
+	set_words(model, words);
+	model->leaf7_ebx |= h->words[W_7B] & (FDP_EXCPTN_ONLY | ZERO_FCS_FDS);
 	model->signature = SIGNATURE;
 	model->tsc_khz = clock_tsc_khz();
 	memcpy(model->vendor, "GenuineIntel", 13);
@@ -469,14 +488,22 @@ int cpu_model_init(struct cpu_model *model, const char *name, unsigned vcpus, st
 
 bool cpu_model_has(const struct cpu_model *model, const char *feature)
 {
-	const uint32_t words[WORDS] = {
-	    [W_1C] = model->leaf1_ecx,    [W_1D] = model->leaf1_edx, [W_7B] = model->leaf7_ebx,
-	    [W_7C] = model->leaf7_ecx,    [W_7D] = model->leaf7_edx, [W_71A] = model->leaf7_1_eax,
-	    [W_D1A] = model->leafd_1_eax, [W_X1C] = model->ext1_ecx, [W_X1D] = model->ext1_edx,
-	};
 	const struct feature *f = find_feature(feature);
+	uint32_t words[WORDS];
 
+	get_words(model, words);
 	return f && set_has(words, f);
+}
+
+void cpu_model_remove(struct cpu_model *model, const char *feature)
+{
+	const struct feature *f = find_feature(feature);
+	uint32_t words[WORDS];
+
+	get_words(model, words);
+	words[f->word] &= ~(1u << f->bit);
+	close_set(words);
+	set_words(model, words);
 }
 
 bool cpu_host_has(const char *feature)

@@ -49,6 +49,8 @@ const char *cpu_host_level(void);
 const char *cpu_model_name(size_t i);
 const char *cpu_feature_name(size_t i);
 bool cpu_model_has(const struct cpu_model *model, const char *feature);
+/* Takes a feature that has a name away, and what builds on it. */
+void cpu_model_remove(struct cpu_model *model, const char *feature);
 bool cpu_host_has(const char *feature);
 
 #endif

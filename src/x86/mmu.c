@@ -58,8 +58,9 @@ static unsigned page_rights(const struct vcpu *v, unsigned access, bool w, bool 
 }
 
 /* Sets `bits` in an entry that still reads `old`; false: somebody changed it, walk again. */
-static bool set_entry_bits(void *entry, unsigned size, uint64_t old, uint64_t bits)
+static bool set_entry_bits(const struct ram *ram, void *entry, unsigned size, uint64_t old, uint64_t bits)
 {
+	ram_mark_dirty(ram, ram_gpa(ram, entry));
 	if (size == 8)
 		return __sync_bool_compare_and_swap((uint64_t *)entry, old, old | bits);
 	return __sync_bool_compare_and_swap((uint32_t *)entry, (uint32_t)old,
@@ -136,7 +137,7 @@ again:
 			out->shift = (uint8_t)shift;
 			break;
 		}
-		if (!pdpte && !(entry & PTE_A) && !set_entry_bits(p, esize, entry, PTE_A))
+		if (!pdpte && !(entry & PTE_A) && !set_entry_bits(v->ram, p, esize, entry, PTE_A))
 			goto again;
 		table = entry & ((1ull << X86_PHYS_BITS) - 1) & ~0xfffull;
 	}
@@ -146,7 +147,7 @@ again:
 	{
 		uint64_t set = PTE_A | (want == PROT_W ? PTE_D : 0);
 
-		if ((entry & set) != set && !set_entry_bits(p, esize, entry, set))
+		if ((entry & set) != set && !set_entry_bits(v->ram, p, esize, entry, set))
 			goto again;
 		if (!((entry | set) & PTE_D))
 			out->prot &= ~PROT_W;

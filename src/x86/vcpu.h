@@ -1,7 +1,7 @@
 /* One virtual processor: its architectural state and what it asks of the platform around it.
  *
- * Both engines work on this struct.  Outside engine->run() it is exact; while an engine runs, parts
- * of it may live elsewhere (host registers, KVM).  The state table (x86/vcpu_state.c) describes it
+ * Both engines work on this struct.  Outside engine->run() it is exact, some of it once vcpu_settle()
+ * was called; while an engine runs, parts of it may live elsewhere (host registers, KVM).  The state table (x86/vcpu_state.c) describes it
  * to save and load.
  *
  * Source of names and layouts: Intel SDM volume 3, chapters 2 to 6.
@@ -160,6 +160,11 @@ struct vcpu {
 	void *platform; /* passed to ops */
 	/* The engine's: called before mmio_read and mmio_write.  NULL: nothing to do. */
 	void (*before_mmio)(struct vcpu *v);
+	/* The engine's: after attention was set, has the thread that runs the vcpu see it.  Any thread,
+	 * async-signal-safe.  NULL: the engine polls. */
+	void (*kick)(struct vcpu *v);
+	/* The engine's: see vcpu_settle().  NULL: all of the state is here. */
+	int (*settle)(struct vcpu *v, struct error *err);
 	void (*wake)(
 	    struct vcpu *v); /* called by vcpu_attention when set: wake a sleeping worker */
 	void *wake_data;
@@ -170,11 +175,21 @@ extern const struct state_table vcpu_state_table;
 /* Power-on state (SDM 3A, table 10-1): real mode at 0xfffffff0. */
 void vcpu_reset(struct vcpu *v);
 
+/* Brings in the part of the state that an engine may leave elsewhere between two runs: debug registers,
+ * MSRs, XCR0 and `xsave`.  Before anybody but the engine reads or changes one of them; no engine runs
+ * the vcpu.  -EIO: the engine does not give it back. */
+static inline int vcpu_settle(struct vcpu *v, struct error *err)
+{
+	return v->settle ? v->settle(v, err) : 0;
+}
+
 /* Asks the vcpu to look up from guest code.  Any thread, any time; async-signal-safe as long as
  * v->wake is (sched/ guarantees that). */
 static inline void vcpu_attention(struct vcpu *v, uint32_t bits)
 {
-	atomic_fetch_or_explicit(&v->attention, bits, memory_order_release);
+	atomic_fetch_or_explicit(&v->attention, bits, memory_order_seq_cst);
+	if (v->kick)
+		v->kick(v);
 	if (v->wake)
 		v->wake(v);
 }

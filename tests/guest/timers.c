@@ -162,7 +162,7 @@ static void deadline(void)
 static void under_load(void)
 {
 	unsigned n = ticks[0x53];
-	u64 a = 1, b = 0, sum = 0;
+	u64 a = 1, b = 0, sum = 0, vector[2];
 
 	apic_write(APIC_LVT_TIMER, TIMER_PERIODIC | 0x53);
 	apic_write(APIC_TIMER_INITIAL, 30000);
@@ -171,9 +171,11 @@ static void under_load(void)
 		/* xorshift, carried through adc chains, checked against its own inverse */
 		u64 x = a * 6364136223846793005ul + 1442695040888963407ul, y;
 
-		__asm__ volatile("movq %1, %%xmm3; movq %1, %%r10; addq %%r10, %%r10; sbbq %%r11, %%r11; shrq $1, %%r10;"
-		                 "andq $1, %%r11; shlq $63, %%r11; orq %%r11, %%r10; movq %%xmm3, %0; xorq %%r10, %0"
-		                 : "=&r"(y)
+		/* By memory: a paravirtual KVM's emulator has no other moves of vector registers. */
+		vector[0] = vector[1] = x;
+		__asm__ volatile("movdqu %1, %%xmm3; movq %2, %%r10; addq %%r10, %%r10; sbbq %%r11, %%r11; shrq $1, %%r10;"
+		                 "andq $1, %%r11; shlq $63, %%r11; orq %%r11, %%r10; movdqu %%xmm3, %1; movq %1, %0; xorq %%r10, %0"
+		                 : "=&r"(y), "+m"(vector)
 		                 : "r"(x)
 		                 : "r10", "r11", "cc");
 		sum |= y;

@@ -281,6 +281,39 @@ static void flush_tlb(struct vcpu *v)
 	bt_global_changed(bt_of(v), 0, true);
 }
 
+/* What a page says of being written is only that some TLB lets code do so: they all forget it. */
+static void take_writes(struct bt_machine *machine, bool note)
+{
+	struct ram *ram = machine->ram;
+
+	for (uint64_t i = 0; i < ram->size >> GUEST_PAGE_SHIFT; i++) {
+		if (!(ram->page_flags[i] & RAM_PAGE_WRITE_CACHED))
+			continue;
+		ram->page_flags[i] &= (uint8_t)~RAM_PAGE_WRITE_CACHED;
+		if (note)
+			ram->dirty[i / 64] |= 1ull << i % 64;
+	}
+	for (unsigned i = 0; i < machine->nvcpus; i++) {
+		bt_space_flush_all(machine->vcpus[i]);
+		bt_windows_close(machine->vcpus[i]);
+	}
+}
+
+static int dirty_watch(struct engine_machine *em, bool on, struct error *err)
+{
+	(void)err;
+	if (on)
+		take_writes((struct bt_machine *)em, false);
+	return 0;
+}
+
+static int dirty_collect(struct engine_machine *em, struct error *err)
+{
+	(void)err;
+	take_writes((struct bt_machine *)em, true);
+	return 0;
+}
+
 void bt_note_unknown(struct bt_stats *st, uint16_t name)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(st->unknown); i++) {
@@ -303,6 +336,8 @@ const struct engine engine_bt = {
     .run = run,
     .state_loaded = state_loaded,
     .flush_tlb = flush_tlb,
+    .dirty_watch = dirty_watch,
+    .dirty_collect = dirty_collect,
     .sample = bt_sample,
     .counters = bt_counters,
 };

@@ -606,6 +606,7 @@ void bt_window_init(struct bt_vcpu *bv);
 void bt_window_free(struct bt_vcpu *bv);
 void bt_window_enter(struct bt_vcpu *bv); /* user code of the current space is about to run */
 void bt_window_close(struct bt_vcpu *bv, struct bt_window *w);
+void bt_windows_close(struct bt_vcpu *bv); /* all of them: they begin anew */
 /* An access of translated code to `host` failed.  Called by a signal handler. */
 enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write);
 /* The instruction at v.rip failed with WINDOW_LONG.  true: try again. */

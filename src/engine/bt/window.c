@@ -353,8 +353,7 @@ static bool fill_range(struct bt_vcpu *bv, const struct leaf *leaf, struct shado
 	return run_map(bv, s, &run);
 }
 
-/* Room for mappings is scarce: all windows begin anew. */
-static void close_all(struct bt_vcpu *bv)
+void bt_windows_close(struct bt_vcpu *bv)
 {
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		bt_window_close(bv, &bv->windows[i]);
@@ -377,7 +376,7 @@ static enum window_fill fill_page(struct bt_vcpu *bv, struct bt_window *w, gva_t
 		return WINDOW_FAULT;
 	}
 	if (bv->mappings > MAPPINGS_MAX / bv->machine->nvcpus) {
-		close_all(bv);
+		bt_windows_close(bv);
 		return WINDOW_LONG;
 	}
 	if (!find_leaf(v, va, &leaf) || !(s = shadow_get(bv, w, va)))
@@ -388,7 +387,7 @@ static enum window_fill fill_page(struct bt_vcpu *bv, struct bt_window *w, gva_t
 	w->huge = w->huge || leaf.huge;
 	i = leaf.table ? asked & ~(AROUND - 1) : 0;
 	if (!fill_range(bv, &leaf, s, i, leaf.table ? i + AROUND : SHADOW_PAGES, asked)) {
-		close_all(bv);
+		bt_windows_close(bv);
 		return WINDOW_LONG;
 	}
 	/* Mapped as before, and it was not enough: code, no RAM. */
