@@ -393,6 +393,7 @@ static int choose_model(struct run *r, bool by_name, struct error *err)
 	rc = kvm_fit_model(&r->model, r->options.cpu, err);
 	if (!rc || by_name)
 		return rc;
+	log_warn("running on the translator: %s", err->text);
 	r->engine = &engine_bt;
 	rc = r->engine->probe(err);
 	return rc ? rc : cpu_model_init(&r->model, r->options.cpu, cpus, err);

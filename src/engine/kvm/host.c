@@ -184,6 +184,7 @@ unsigned kvm_list_msrs(int dev, uint32_t msrs[KVM_MSRS_MAX])
 /* --- the CPU model --- */
 
 #define CPUID_ENTRIES 256
+#define NAMES_SHOWN 5
 
 struct supported {
 	uint32_t leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax, leafd_1_eax;
@@ -284,29 +285,42 @@ static bool asked_for(const char *asked, const struct cpu_model *model, const ch
 	return asked && strstr(asked, plus);
 }
 
+static bool lacks(const struct cpu_model *model, const struct cpu_model *can, const char *feature)
+{
+	return cpu_model_has(model, feature) && !cpu_model_has(can, feature) &&
+	       !is_always(feature);
+}
+
 int kvm_fit_model(struct cpu_model *model, const char *asked, struct error *err)
 {
-	char lacks[160] = "";
+	char names[120] = "";
 	struct cpu_model can;
 	struct supported s;
 	int ret = read_supported(&s, err);
+	unsigned missed = 0;
 	const char *name;
 
 	if (ret)
 		return ret;
 	as_model(&can, &s);
-	for (size_t i = 0; (name = cpu_feature_name(i)); i++) {
-		if (!cpu_model_has(model, name) || cpu_model_has(&can, name) || is_always(name))
-			continue;
-		if (asked_for(asked, model, name))
-			snprintf(lacks + strlen(lacks), sizeof(lacks) - strlen(lacks), " %s", name);
-		else
-			cpu_model_remove(model, name);
-	}
-	if (lacks[0])
+	for (size_t i = 0; (name = cpu_feature_name(i)); i++)
+		if (lacks(model, &can, name) && asked_for(asked, model, name) &&
+		    missed++ < NAMES_SHOWN)
+			snprintf(names + strlen(names), sizeof(names) - strlen(names), ",-%s",
+				 name);
+	if (missed > NAMES_SHOWN)
+		return error_set(
+		    err, ENOTSUP,
+		    "CPU model %s is more than this host's KVM can show, by %u features "
+		    "(%s, ...): use --cpu default or --engine bt",
+		    model->name, missed, names + 1);
+	if (missed)
 		return error_set(err, ENOTSUP,
-				 "CPU model %s has more than this host's KVM:%s; use --cpu default "
-				 "or --engine bt",
-				 model->name, lacks);
+				 "CPU model %s is more than this host's KVM can show: add %s to "
+				 "--cpu, or use --engine bt",
+				 model->name, names);
+	for (size_t i = 0; (name = cpu_feature_name(i)); i++)
+		if (lacks(model, &can, name))
+			cpu_model_remove(model, name);
 	return 0;
 }
