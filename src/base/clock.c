@@ -4,7 +4,8 @@
  * is that between this pair and an anchor 16 to 32 s back, so that the reading error of some 20 ns
  * weighs nothing.  If the machine is behind the host it steps forward at once, before the guest
  * runs; if it is ahead it runs slower, by 500 ppm at most, until they meet.  A gap of more than a
- * second ahead is a host whose clock stood still (suspend) and becomes the machine's own time.
+ * second ahead is a host whose clock stood still (suspend) and becomes the machine's own time.  A TSC
+ * that has gone back is one that began anew, in a suspend as well: the offset makes up for it.
  */
 #include "base/clock.h"
 
@@ -22,6 +23,7 @@
 #define ANCHOR_NS (16 * NS_PER_SEC) /* an anchor is used from this age to twice of it */
 #define LOST_NS NS_PER_SEC
 #define SLEW_PPM_MAX 500
+#define BACK_NS 10000000LL /* more than processors' TSCs are apart */
 
 static ns_t read_clock(clockid_t id)
 {
@@ -255,13 +257,33 @@ static void measure_rate(struct mclock *c, uint64_t tsc, ns_t host_ns)
 	}
 }
 
-void mclock_discipline(struct mclock *c)
+/* The host's TSC began anew: the guest's goes on from where CLOCK_MONOTONIC says that it would be. */
+static int64_t go_on(struct mclock *c)
+{
+	ns_t host_ns, ns;
+	uint64_t tsc = sample(CLOCK_MONOTONIC, &host_ns) + (uint64_t)c->tsc_offset, was;
+	int64_t jump;
+
+	ns = MAX(host_ns - c->host_base, c->base_ns);
+	was = c->base_tsc +
+	      (uint64_t)(((__uint128_t)(uint64_t)(ns - c->base_ns) << RATE_SHIFT) / c->rate);
+	jump = (int64_t)(was - tsc);
+	atomic_fetch_add(&c->seq, 1);
+	c->tsc_offset += jump;
+	atomic_fetch_add(&c->seq, 1);
+	start_line(c, was, ns, host_ns);
+	return jump;
+}
+
+int64_t mclock_discipline(struct mclock *c)
 {
 	uint64_t tsc = mclock_tsc(c), nominal = rate_of(1000000, c->tsc_khz), rate;
 	ns_t host_ns, ns, behind;
 
+	if ((int64_t)(tsc - c->base_tsc) < -(int64_t)clock_ns_to_tsc(BACK_NS, c->tsc_khz))
+		return go_on(c);
 	if ((int64_t)(tsc - c->next_check) < 0)
-		return;
+		return 0;
 	tsc = sample(CLOCK_MONOTONIC, &host_ns) + (uint64_t)c->tsc_offset;
 	c->next_check = tsc + clock_ns_to_tsc(CHECK_NS, c->tsc_khz);
 	ns = line_at(c, tsc);
@@ -270,7 +292,7 @@ void mclock_discipline(struct mclock *c)
 	if (behind < -LOST_NS || c->rate < nominal - nominal / 100 ||
 	    c->rate > nominal + nominal / 100) {
 		start_line(c, tsc, ns + MAX(behind, 0), host_ns);
-		return;
+		return 0;
 	}
 	rate = c->rate;
 	if (behind >= 0)
@@ -279,6 +301,7 @@ void mclock_discipline(struct mclock *c)
 		rate -=
 		    rate / 1000000 * (uint64_t)MIN(-behind * 1000000 / CHECK_NS + 1, SLEW_PPM_MAX);
 	line_set(c, tsc, ns, rate);
+	return 0;
 }
 
 /* --- state --- */

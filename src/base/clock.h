@@ -80,7 +80,8 @@ static inline ns_t mclock_wall(const struct mclock *c, ns_t now)
 }
 
 /* Compares with the host's clock when it is time to (returns at once when not).  On the thread that
- * runs the machine. */
-void mclock_discipline(struct mclock *c);
+ * runs the machine.  Returns what was added to tsc_offset, 0 but when the host's TSC has gone back (a
+ * suspend): the vcpus' offsets need it, too. */
+int64_t mclock_discipline(struct mclock *c);
 
 #endif

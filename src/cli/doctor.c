@@ -142,8 +142,8 @@ static void check_kvm(struct findings *f)
 		advise(add(f, "kvm", GOOD, "hardware KVM is usable: takt runs machines on it"),
 		       kvm_host_has_hypercalls()
 			   ? ""
-			   : "this kernel keeps hypercalls to itself (no CONFIG_KVM_XEN): guests use "
-			     "ordinary interrupts between their processors");
+			   : "hypercalls stay in this host's kernel (AMD, or no CONFIG_KVM_XEN): guests "
+			     "are not offered paravirtual interrupts between their processors");
 		break;
 	case KVM_PARAVIRTUAL:
 		advise(add(f, "kvm", NOTE,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "chip/acpi.h"
 #include "machine/parts.h"
 #include "machine/state.h"
@@ -214,6 +215,17 @@ ns_t machine_now(const struct machine *m)
 	return mclock_now(&m->clock);
 }
 
+static void discipline_clock(struct machine *m)
+{
+	int64_t jump = mclock_discipline(&m->clock);
+
+	if (likely(!jump))
+		return;
+	log_warn("the host's TSC has gone back (a suspend?): the guest's goes on where it was");
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		m->slots[i].vcpu->tsc_offset += jump;
+}
+
 void machine_advance(struct machine *m, struct vcpu *v)
 {
 	struct vcpu_slot *slot = slot_of(v);
@@ -221,7 +233,7 @@ void machine_advance(struct machine *m, struct vcpu *v)
 	machine_lock(m);
 	if (machine_has_work(m))
 		run_inbox(m);
-	mclock_discipline(&m->clock);
+	discipline_clock(m);
 	timer_queue_expire(&slot->timers, mclock_now(&m->clock));
 	pvclock_publish(&slot->pvclock);
 	machine_unlock(m);
@@ -387,7 +399,7 @@ static int create_vcpu(struct machine *m, unsigned index, struct error *err)
 static int build(struct machine *m, const struct machine_config *config, struct error *err)
 {
 	struct engine_config engine_config = config->engine_config;
-	int ret = ram_init(&m->ram, config->memory, err);
+	int ret = (m->engine->ram_file ? ram_init_file : ram_init)(&m->ram, config->memory, err);
 
 	if (ret)
 		return ret;

@@ -6,8 +6,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* A file in memory, so that parts of it can be mapped elsewhere, too (engine/bt/window.c); -1: the host does
- * not want that. */
+#define LARGE_PAGE (2 * MiB)
+
+/* A file in memory; -1: the host does not want that. */
 static int memory_file(uint64_t size)
 {
 	struct rlimit limit;
@@ -24,7 +25,32 @@ static int memory_file(uint64_t size)
 	return fd;
 }
 
-int ram_init(struct ram *ram, uint64_t size, struct error *err)
+/* Maps the file, or private memory, where large pages of host and guest lie alike, so that a hypervisor can
+ * map them as such. */
+static void *map_aligned(uint64_t size, int fd)
+{
+	uint8_t *p = mmap(NULL, size + LARGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			  -1, 0);
+	uint64_t before;
+	void *at;
+
+	if (p == MAP_FAILED)
+		return p;
+	before = ALIGN_UP((uintptr_t)p, LARGE_PAGE) - (uintptr_t)p;
+	at = mmap(p + before, size, PROT_READ | PROT_WRITE,
+		  (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | MAP_NORESERVE | MAP_FIXED, fd, 0);
+	if (at == MAP_FAILED) {
+		munmap(p, size + LARGE_PAGE);
+		return at;
+	}
+	if (before)
+		munmap(p, before);
+	if (before < LARGE_PAGE)
+		munmap(p + before + size, LARGE_PAGE - before);
+	return at;
+}
+
+static int init(struct ram *ram, uint64_t size, bool file, struct error *err)
 {
 	uint64_t host_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 	void *p;
@@ -40,9 +66,8 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 		    err, ENOMEM,
 		    "memory of %llu MiB is more than this host's %llu MiB: give less with --memory",
 		    (unsigned long long)(size / MiB), (unsigned long long)(host_bytes / MiB));
-	fd = memory_file(size);
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-		 (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | MAP_NORESERVE, fd, 0);
+	fd = file ? memory_file(size) : -1;
+	p = map_aligned(size, fd);
 	if (p == MAP_FAILED) {
 		int code = errno;
 
@@ -70,6 +95,16 @@ int ram_init(struct ram *ram, uint64_t size, struct error *err)
 	ram->size = size;
 	ram->low_size = MIN(size, RAM_LOW_MAX);
 	return 0;
+}
+
+int ram_init(struct ram *ram, uint64_t size, struct error *err)
+{
+	return init(ram, size, false, err);
+}
+
+int ram_init_file(struct ram *ram, uint64_t size, struct error *err)
+{
+	return init(ram, size, true, err);
 }
 
 int ram_dirty_start(struct ram *ram, struct error *err)

@@ -1,4 +1,4 @@
-/* Guest RAM: one host mapping of a nameless file, seen by the guest in two pieces around the PCI hole.
+/* Guest RAM: one host mapping, seen by the guest in two pieces around the PCI hole.
  *
  *   gpa 0 ........ low_size           4 GiB ........ 4 GiB + (size - low_size)
  *       |  low    |   hole (MMIO)     |  high       |
@@ -37,6 +37,8 @@ struct ram {
 
 /* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
 int ram_init(struct ram *ram, uint64_t size, struct error *err);
+/* The same, as a file in memory where the host allows that, so that parts of it can be mapped elsewhere, too. */
+int ram_init_file(struct ram *ram, uint64_t size, struct error *err);
 void ram_destroy(struct ram *ram);
 /* All of it is zero again.  Nobody is told of the writes. */
 int ram_clear(const struct ram *ram, struct error *err);

@@ -215,7 +215,7 @@ static void guest_create(void)
 	struct error err;
 	uint64_t entry;
 
-	assert_int_equal(ram_init(&ram, RAM_SIZE, &err), 0);
+	assert_int_equal(ram_init_file(&ram, RAM_SIZE, &err), 0);
 	em = engine_bt.machine_create(&ram, NULL, &err);
 	assert_non_null(em);
 	vcpu = engine_bt.vcpu_create(em, 0, &err);

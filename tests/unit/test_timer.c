@@ -254,6 +254,31 @@ static void saved_clock_goes_on(void **state)
 	assert_true(t->loaded(&d, NULL) < 0);
 }
 
+/* A suspend in which the host's TSC began anew: to the clock, as if its offset were less. */
+static void a_host_tsc_that_goes_back_stops_no_machine(void **state)
+{
+	int64_t back = (int64_t)clock_ns_to_tsc(3600 * NS_PER_SEC, clock_tsc_khz());
+	ns_t now, error = NS_PER_SEC, until = clock_host_ns() + NS_PER_SEC;
+	struct mclock c = {0};
+	uint64_t tsc;
+
+	(void)state;
+	mclock_init(&c, clock_tsc_khz());
+	while (clock_host_ns() < until)
+		assert_int_equal(mclock_discipline(&c), 0);
+	now = mclock_now(&c);
+	tsc = mclock_tsc(&c);
+	c.tsc_offset -= back;
+	assert_true(mclock_discipline(&c) > back / 2);
+	/* The two rates are equal to some ppm. */
+	assert_true(mclock_tsc(&c) + clock_ns_to_tsc(1000000, c.tsc_khz) > tsc);
+	assert_true(mclock_now(&c) + 1000000 > now);
+	for (unsigned tries = 0; tries < 1000 && (error < -1000 || error > 1000); tries++)
+		error = clock_host_ns() - c.host_base - mclock_now(&c);
+	assert_in_range(error + 1000, 0, 2000);
+	assert_int_equal(mclock_discipline(&c), 0);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup(f, setup)
@@ -265,6 +290,7 @@ int main(void)
 	    TEST(conversions_are_exact_and_saturate),
 	    TEST(clock_goes_forward_through_the_discipline),
 	    TEST(clock_returns_to_the_host),
+	    TEST(a_host_tsc_that_goes_back_stops_no_machine),
 	    TEST(machine_time_inverts_guest_tsc),
 	    TEST(saved_clock_goes_on),
 	};

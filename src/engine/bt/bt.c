@@ -326,6 +326,7 @@ void bt_note_unknown(struct bt_stats *st, uint16_t name)
 
 const struct engine engine_bt = {
     .name = "bt",
+    .ram_file = true,
     .probe = bt_probe,
     .machine_create = machine_create,
     .machine_destroy = machine_destroy,

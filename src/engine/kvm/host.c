@@ -51,13 +51,23 @@ int kvm_ioctl(int fd, unsigned long request, void *arg)
 	return ioctl(fd, request, arg);
 }
 
-bool kvm_host_has_virtualization(void)
+static bool has_vmx(void)
 {
 	uint32_t a, b, c, d;
 
-	if (__get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 5))
-		return true;                                             /* VMX */
-	return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1u << 2); /* SVM */
+	return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 5);
+}
+
+static bool has_svm(void)
+{
+	uint32_t a, b, c, d;
+
+	return __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1u << 2);
+}
+
+bool kvm_host_has_virtualization(void)
+{
+	return has_vmx() || has_svm();
 }
 
 static int missing(const char *what, struct error *err)
@@ -143,15 +153,23 @@ enum kvm_kind kvm_host_kind(struct error *err)
 	return kvm_host_has_virtualization() ? KVM_HARDWARE : KVM_PARAVIRTUAL;
 }
 
+/* On AMD's processors KVM replaces a guest's VMCALL by VMMCALL first, which fails in kernels that write-
+ * protect their code. */
+bool kvm_hands_over_hypercalls(int fd)
+{
+	int flags = kvm_ioctl(fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_XEN_HVM);
+
+	return has_vmx() && flags > 0 && (flags & KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL);
+}
+
 bool kvm_host_has_hypercalls(void)
 {
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), flags = 0;
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	bool has = fd >= 0 && kvm_hands_over_hypercalls(fd);
 
-	if (fd >= 0) {
-		flags = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_XEN_HVM);
+	if (fd >= 0)
 		close(fd);
-	}
-	return flags > 0 && (flags & KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL);
+	return has;
 }
 
 unsigned kvm_list_msrs(int dev, uint32_t msrs[KVM_MSRS_MAX])
@@ -287,8 +305,7 @@ static bool asked_for(const char *asked, const struct cpu_model *model, const ch
 
 static bool lacks(const struct cpu_model *model, const struct cpu_model *can, const char *feature)
 {
-	return cpu_model_has(model, feature) && !cpu_model_has(can, feature) &&
-	       !is_always(feature);
+	return cpu_model_has(model, feature) && !cpu_model_has(can, feature) && !is_always(feature);
 }
 
 int kvm_fit_model(struct cpu_model *model, const char *asked, struct error *err)

@@ -18,8 +18,8 @@ enum kvm_kind {
 enum kvm_kind kvm_host_kind(struct error *err);
 /* Whether the processor shows VMX or SVM. */
 bool kvm_host_has_virtualization(void);
-/* What hypercalls of a guest come to takt for (kernels with CONFIG_KVM_XEN); without, guests are not
- * told of paravirtual IPIs. */
+/* Whether the guest's hypercalls come to takt: on processors with VMX, of kernels with CONFIG_KVM_XEN.
+ * Else guests are not told of paravirtual IPIs. */
 bool kvm_host_has_hypercalls(void);
 
 /* Makes the model one that this host's KVM can run.  "default" and "max" lose what KVM lacks, since

@@ -120,10 +120,9 @@ static void ask_for_hypercalls(struct kvm_vm *vm)
 {
 	struct kvm_xen_hvm_config config = {.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
 					    .msr = XEN_MSR};
-	int flags = kvm_ioctl(vm->fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_XEN_HVM);
 
-	vm->hypercalls = flags > 0 && (flags & KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL) &&
-			 !kvm_ioctl(vm->fd, KVM_XEN_HVM_CONFIG, &config);
+	vm->hypercalls =
+	    kvm_hands_over_hypercalls(vm->fd) && !kvm_ioctl(vm->fd, KVM_XEN_HVM_CONFIG, &config);
 }
 
 /* The host's own, as KVM shows it to guests; 0, the processor of all flaws, if it says nothing. */
@@ -190,6 +189,8 @@ static struct engine_machine *machine_create(struct ram *ram, const struct engin
 	}
 	vm->ram = ram;
 	vm->dev = vm->fd = -1;
+	/* Nested paging walks are short with large pages; where there are none it works without. */
+	madvise(ram->host, ram->size, MADV_HUGEPAGE);
 	if (create_vm(vm, err) || set_memory(vm, err)) {
 		machine_destroy((struct engine_machine *)vm);
 		return NULL;

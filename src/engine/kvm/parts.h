@@ -96,6 +96,8 @@ int kvm_ioctl(int fd, unsigned long request, void *arg);
 void kvm_fail_ioctl(long nth, int code);
 /* The device, checked for all that the engine needs. */
 int kvm_open(struct error *err);
+/* Whether a guest's hypercalls can come to us; `fd`: of the device or a VM. */
+bool kvm_hands_over_hypercalls(int fd);
 /* The MSRs that KVM keeps for a guest: what the hardware switches with it. */
 unsigned kvm_list_msrs(int dev, uint32_t msrs[KVM_MSRS_MAX]);
 

@@ -273,6 +273,7 @@ static int enter(struct kvm_cpu *c, struct loop_state *s, struct error *err)
 	struct vcpu *v = &c->v;
 	int rc = kvm_ioctl(c->fd, KVM_RUN, NULL);
 
+	atomic_store(&c->place, PLACE_OUTSIDE);
 	s->entered = true;
 	/* The guest's writes of CR8, before what came back changes the priority in another way. */
 	if (c->run->cr8 != v->ops->cr8_read(v->platform, v))
