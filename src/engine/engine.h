@@ -32,6 +32,7 @@ struct engine_machine; /* private to the engine */
 
 struct engine {
 	const char *name;
+	bool ram_file; /* maps parts of guest RAM in other places, too: give it a file (ram_init_file) */
 	/* 0 if this host can run the engine, else -errno and what to do about it. */
 	int (*probe)(struct error *err);
 	struct engine_machine *(*machine_create)(struct ram *ram,

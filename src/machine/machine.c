@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/log.h"
 #include "chip/acpi.h"
@@ -400,7 +399,7 @@ static int create_vcpu(struct machine *m, unsigned index, struct error *err)
 static int build(struct machine *m, const struct machine_config *config, struct error *err)
 {
 	struct engine_config engine_config = config->engine_config;
-	int ret = ram_init(&m->ram, config->memory, err);
+	int ret = (m->engine->ram_file ? ram_init_file : ram_init)(&m->ram, config->memory, err);
 
 	if (ret)
 		return ret;
@@ -478,9 +477,12 @@ void machine_destroy(struct machine *m)
 /* Everything at power-on, RAM zero. */
 static int reset_parts(struct machine *m, struct error *err)
 {
+	int ret;
+
 	machine_drain(m); /* what a disk reads goes to the old memory */
-	if (madvise(m->ram.host, m->ram.size, MADV_DONTNEED))
-		return error_set(err, errno, "cannot clear guest memory: %s", strerror(errno));
+	ret = ram_clear(&m->ram, err);
+	if (ret)
+		return ret;
 	ram_dirty_all(&m->ram);
 	mclock_init(&m->clock, clock_tsc_khz());
 	for (unsigned i = 0; i < m->nvcpus; i++) {

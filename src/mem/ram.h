@@ -1,4 +1,4 @@
-/* Guest RAM: one anonymous host mapping, seen by the guest in two pieces around the PCI hole.
+/* Guest RAM: one host mapping, seen by the guest in two pieces around the PCI hole.
  *
  *   gpa 0 ........ low_size           4 GiB ........ 4 GiB + (size - low_size)
  *       |  low    |   hole (MMIO)     |  high       |
@@ -18,6 +18,7 @@
 struct ram {
 	uint8_t *host;     /* `size` bytes, page aligned, zero until touched */
 	uint64_t size;     /* bytes, a multiple of the page size */
+	int fd;            /* what `host` maps, from its beginning; -1: private memory */
 	uint64_t low_size; /* bytes below the hole */
 	/* One byte a page (RAM_PAGE_*), by ram_page_index; zero until somebody cares. */
 	uint8_t *page_flags;
@@ -32,10 +33,15 @@ struct ram {
 
 #define RAM_PAGE_CODE 1u         /* translated code was made from this page: writes must be told */
 #define RAM_PAGE_WRITE_CACHED 2u /* some translation buffer lets code write to this page */
+#define RAM_PAGE_WINDOWED 4u     /* some window has shown it to be written (engine/bt/window.c) */
 
 /* Maps `size` bytes (page multiple, at least 1 MiB).  -EINVAL, -ENOMEM. */
 int ram_init(struct ram *ram, uint64_t size, struct error *err);
+/* The same, as a file in memory where the host allows that, so that parts of it can be mapped elsewhere, too. */
+int ram_init_file(struct ram *ram, uint64_t size, struct error *err);
 void ram_destroy(struct ram *ram);
+/* All of it is zero again.  Nobody is told of the writes. */
+int ram_clear(const struct ram *ram, struct error *err);
 /* Gives the whole pages within [host, host+len), which ram_host() gave, back to the host: they are
  * zero from now on.  Where the host wants to keep them (locked memory), they stay. */
 void ram_discard(const struct ram *ram, void *host, uint64_t len);

@@ -38,6 +38,7 @@ struct page_walk {
 	                  the dirty bit is set) */
 	uint8_t user; /* a user-mode page */
 	uint8_t global;
+	uint8_t shift; /* of the page: 12; 21, 22 or 30 for large ones */
 };
 
 static inline unsigned x86_cpl(const struct vcpu *v)
@@ -148,6 +149,12 @@ uint64_t x86_rdtsc(const struct vcpu *v);
 /* memcpy and memset without vector registers. */
 static inline void x86_copy(void *dst, const void *src, unsigned long n)
 {
+	if (n == 8) {
+		uint64_t word = *(const volatile uint64_t *)src;
+
+		*(volatile uint64_t *)dst = word;
+		return;
+	}
 	__asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
 }
 static inline void x86_zero(void *dst, unsigned long n)

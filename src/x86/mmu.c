@@ -135,6 +135,7 @@ again:
 			if (!wide && l == 2) /* PSE-36: bits 13..20 are address bits 32..39 */
 				base = (entry & 0xffc00000) | (entry >> 13 & 0xff) << 32;
 			out->gpa = base | (la & mask);
+			out->shift = (uint8_t)shift;
 			break;
 		}
 		if (!pdpte && !(entry & PTE_A) && !set_entry_bits(v->ram, p, esize, entry, PTE_A))
@@ -164,6 +165,7 @@ int x86_walk(struct vcpu *v, gva_t la, unsigned access, struct page_walk *out)
 		out->prot = PROT_R | PROT_W | PROT_X;
 		out->user = 0;
 		out->global = 0;
+		out->shift = GUEST_PAGE_SHIFT;
 		return 0;
 	}
 	if (x86_long_mode(v) && !x86_canonical(v, la))

@@ -384,12 +384,25 @@ int x86_iret(struct vcpu *v, unsigned size)
 	unsigned cpl = x86_cpl(v);
 	uint64_t change =
 	    RFLAGS_ARITH | RFLAGS_TF | RFLAGS_DF | RFLAGS_NT | RFLAGS_RF | RFLAGS_AC | RFLAGS_ID;
-	bool new_stack;
+	bool new_stack, whole = false;
 
 	if ((v->rflags & RFLAGS_NT) && x86_protected(v))
 		return x86_fault_code(v, VEC_GP, 0); /* nested task */
-	if (x86_pop(v, size, &rip) || x86_pop(v, size, &cs) || x86_pop(v, size, &flags))
+	if (size == 8 && cpl == 0 && x86_code64(v) && x86_canonical(v, old_rsp) && x86_canonical(v, old_rsp + 39)) {
+		uint64_t frame[5]; /* the usual case: at once */
+
+		if (x86_read(v, old_rsp, frame, sizeof(frame), ACC_READ))
+			goto undo;
+		rip = frame[0];
+		cs = frame[1];
+		flags = frame[2];
+		rsp = frame[3];
+		ss = frame[4];
+		v->regs[GPR_RSP] += sizeof(frame);
+		whole = true;
+	} else if (x86_pop(v, size, &rip) || x86_pop(v, size, &cs) || x86_pop(v, size, &flags)) {
 		goto undo;
+	}
 	if (!x86_protected(v)) {
 		load_real(&v->seg[SEG_CS], (uint16_t)cs, true);
 		v->rip = rip;
@@ -401,7 +414,7 @@ int x86_iret(struct vcpu *v, unsigned size)
 		goto undo;
 	}
 	new_stack = x86_code64(v) || (cs & 3) > cpl;
-	if (new_stack && (x86_pop(v, size, &rsp) || x86_pop(v, size, &ss)))
+	if (new_stack && !whole && (x86_pop(v, size, &rsp) || x86_pop(v, size, &ss)))
 		goto undo;
 	if (return_to(v, (uint16_t)cs, rip, new_stack, (uint16_t)ss, rsp))
 		goto undo;

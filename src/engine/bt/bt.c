@@ -64,7 +64,7 @@ static int read_switches(unsigned *dev, struct error *err)
 	} switches[] = {
 	    {"no-traces", DEV_NO_TRACES}, {"no-slots", DEV_NO_SLOTS}, {"no-sharing", DEV_NO_SHARING},
 	    {"eager", DEV_EAGER},	 {"flush", DEV_FLUSH},	     {"forget", DEV_FORGET},
-	    {"evict", DEV_EVICT},
+	    {"evict", DEV_EVICT},	 {"no-windows", DEV_NO_WINDOWS},
 	};
 	const char *at = getenv("TAKT_BT");
 
@@ -78,7 +78,7 @@ static int read_switches(unsigned *dev, struct error *err)
 		if (i == ARRAY_SIZE(switches))
 			return error_set(err, EINVAL,
 					 "TAKT_BT in the environment names no switch '%.*s': there are no-traces, "
-					 "no-slots, no-sharing, eager, flush, evict, forget", (int)n, at);
+					 "no-slots, no-sharing, no-windows, eager, flush, evict, forget", (int)n, at);
 		*dev |= switches[i].bit;
 		at += n + (at[n] == ',');
 	}
@@ -183,7 +183,7 @@ static void vcpu_free(struct bt_vcpu *bv)
 	if (bv->stubs)
 		munmap(bv->stubs, STUB_BYTES);
 	free(bv->icache);
-	munmap(bv, bv->bytes);
+	munmap((uint8_t *)bv - CHECK_BYTES, bv->bytes);
 	cache_destroy(m);
 }
 
@@ -203,6 +203,7 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	struct bt_machine *machine = (struct bt_machine *)em;
 	struct bt_cache *m;
 	struct bt_vcpu *bv;
+	uint8_t *room;
 	size_t bytes;
 
 	if (machine->nvcpus == VCPUS_MAX || index >= VCPUS_MAX) {
@@ -214,13 +215,18 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 		return NULL;
 	/* Most of it is slots, which cost memory once they are used. */
 	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
-	bv = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (bv == MAP_FAILED) {
+	room = mmap(NULL, CHECK_BYTES + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED || mprotect(room + CHUNK_CHECK_GUARD, GUEST_PAGE_SIZE, PROT_READ) ||
+	    mprotect(room + PROBE_PAGE, GUEST_PAGE_SIZE, PROT_READ) ||
+	    mprotect(room + CHECK_BYTES, bytes, PROT_READ | PROT_WRITE)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
+		if (room != MAP_FAILED)
+			munmap(room, CHECK_BYTES + bytes);
 		cache_destroy(m);
 		return NULL;
 	}
-	bv->bytes = bytes;
+	bv = (struct bt_vcpu *)(room + CHECK_BYTES);
+	bv->bytes = CHECK_BYTES + bytes;
 	bv->m = m;
 	m->bv = bv;
 	bv->machine = machine;
@@ -288,8 +294,10 @@ static void take_writes(struct bt_machine *machine, bool note)
 		if (note)
 			ram->dirty[i / 64] |= 1ull << i % 64;
 	}
-	for (unsigned i = 0; i < machine->nvcpus; i++)
+	for (unsigned i = 0; i < machine->nvcpus; i++) {
 		bt_space_flush_all(machine->vcpus[i]);
+		bt_windows_close(machine->vcpus[i]);
+	}
 }
 
 static int dirty_watch(struct engine_machine *em, bool on, struct error *err)
@@ -319,6 +327,7 @@ void bt_note_unknown(struct bt_stats *st, uint16_t name)
 
 const struct engine engine_bt = {
     .name = "bt",
+    .ram_file = true,
     .probe = bt_probe,
     .machine_create = machine_create,
     .machine_destroy = machine_destroy,

@@ -28,10 +28,11 @@
 struct tlb_entry {
 	uint64_t read_tag, write_tag; /* minus the page's address, or tlb_invalid */
 	uint64_t host;                /* host address of the page */
-	uint64_t kind;                /* TLB_GLOBAL, TLB_USER */
+	uint64_t kind;                /* TLB_GLOBAL, TLB_USER, TLB_LARGE */
 };
 #define TLB_GLOBAL 1u
 #define TLB_USER 2u
+#define TLB_LARGE 4u /* part of a large page */
 
 /* The tag of an empty entry: that of a page which belongs to the neighbouring entry, so that no
  * address looked up here matches, canonical or not. */
@@ -80,20 +81,36 @@ static inline unsigned jump_index(uint64_t rip)
 	return (unsigned)(rip ^ rip >> 12) & (JUMP_ENTRIES - 1);
 }
 
+/* What a block was translated for: kernel code, user code with checks, user code in a window. */
+enum code_kind { CODE_KERNEL, CODE_USER, CODE_WINDOW };
+
 enum space_kind { SPACE_USER, SPACE_KERNEL, SPACE_KERNEL_AC, SPACE_KINDS };
+
+/* Addresses of large pages of 2 MiB and of 1 GiB, by a hash: it may say yes for others, too. */
+#define LARGE_BITS 4096u
+struct large_pages {
+	bool any;
+	uint64_t bits[2][LARGE_BITS / 64];
+};
 
 struct bt_space {
 	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
 	 * runtime.S and bt_space_fill bring it back. */
 	struct tlb_entry tlb[TLB_ENTRIES], second[TLB_ENTRIES];
 	struct jump_cache jump;     /* of a user space */
+	struct bt_window *window;   /* of a user space; NULL: none */
+	uint32_t heat;              /* samples that found it running, while it has none */
 	uint32_t page_id[PAGE_IDS]; /* the binding last seen at this page index: a hint */
 	/* What was filled since the last reset, so that a reset touches only that; past FILL_LOG
 	 * entries it touches everything. */
 	uint32_t tlb_fills, page_fills;
 	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
-	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there */
+	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
+#define SHOWN 1u
+#define SHOWN_GLOBAL 2u
+	/* Where part of a large page is in `tlb`, and in `shows`. */
+	struct large_pages large_data, large_code;
 };
 
 /* The spaces of one address space, most recently used kept. */
@@ -103,6 +120,55 @@ struct space_set {
 	uint64_t root;                       /* CR3 with PCID; ~0 = unused */
 	uint64_t used;                       /* stamp for replacement */
 	struct bt_space *space[SPACE_KINDS]; /* NULL until first entered */
+};
+
+/* --- windows: user memory under the host's MMU (window.c) --- */
+
+/* Guest addresses are taken by chunks; each chunk of a window has a place in the host's address space, with
+ * a guard on either side. */
+#define CHUNK_SHIFT 40
+#define CHUNK_SIZE (1ull << CHUNK_SHIFT)
+#define CHUNK_GUARD (4 * GiB)
+#define CHUNK_MASK 0xffffu /* translated code looks at these bits of the chunk's number */
+#define CHUNKS 128u        /* of user addresses of 47 bits; others have none in a window */
+#define CHUNK_UNKNOWN 0xffu
+/* Where a chunk is expected, translated code reads from the one page that is mapped here, between guards: for
+ * address bits 31 to 46 as n, 8 * n bytes behind the page, less 4096 for each chunk before the expected one. */
+#define CHUNK_CHECK_SHIFT 31
+#define CHUNK_CHECK_GUARD (512 * KiB)
+/* Behind it another page: translated code that must keep its flags reads its last eight bytes, or faults beyond
+ * them if somebody wants attention. */
+#define PROBE_PAGE (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
+#define CHECK_BYTES (PROBE_PAGE + 2 * GUEST_PAGE_SIZE)
+#define WINDOW_CHUNKS 8
+
+/* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
+#define SHADOW_PAGES 512
+#define SHADOW_SHIFT 21
+#define SHADOW_MAPPED 1u
+#define SHADOW_WRITE 2u
+#define SHADOW_LARGE 4u /* the guest maps all 2 MiB with one entry */
+struct shadow {
+	uint64_t page[SHADOW_PAGES];
+	uint64_t region; /* address >> SHADOW_SHIFT */
+	bool large;      /* some page is SHADOW_LARGE */
+	struct shadow *next;
+};
+#define SHADOW_HASH 256u
+#define MAX_SHADOWS 8192u
+/* Places for chunks, of all vcpus: of the host's 128. */
+#define MAX_CHUNKS 80u
+
+struct bt_window {
+	bool open;
+	bool stale; /* the guest flushed translations since what is mapped was looked at */
+	bool huge;  /* something of it is part of a page of 1 GiB */
+	unsigned nchunks;
+	struct {
+		uint64_t number; /* address >> CHUNK_SHIFT */
+		uint8_t *host;
+	} chunk[WINDOW_CHUNKS];
+	struct shadow *shadows[SHADOW_HASH];
 };
 
 /* --- interpreter's instruction cache --- */
@@ -194,7 +260,8 @@ struct bt_block {
 	uint32_t host_len;
 	uint16_t guest_len;
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
-	uint8_t user, pair, flags, valid, trace;
+	uint8_t kind; /* enum code_kind */
+	uint8_t pair, flags, valid, trace;
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
 	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
@@ -229,6 +296,7 @@ struct path_step {
 	uint64_t rip;
 	gpa_t gpa;
 	const struct bt_binding *page;
+	uint8_t chunk[2]; /* of what it accessed: memory operand, stack */
 };
 
 /* Where the instruction at offset `off` of a block's pieces is. */
@@ -275,6 +343,7 @@ enum {
 	DEV_FLUSH = 16,  /* flush the code cache every so many look-ups */
 	DEV_EVICT = 32,  /* evict a segment of the code cache every so many look-ups */
 	DEV_FORGET = 64, /* flush slots and TLBs every so many look-ups */
+	DEV_NO_WINDOWS = 128,
 };
 
 struct bt_stats {
@@ -283,6 +352,7 @@ struct bt_stats {
 	uint64_t tlb_misses, interp_insns, exits, links, lookups, mmio, code_writes, unknown_insns;
 	uint64_t exits_by[SITE_KINDS];
 	uint64_t traces, trace_insns, samples;
+	uint64_t windows, window_fills, window_pages, window_drops, window_checks, window_long;
 	uint64_t faults, interrupts, page_crossings, signals;
 	uint64_t returns_by[EXIT_ERROR + 1]; /* of the run loop */
 	uint64_t interp_by_mnemonic[2048];
@@ -350,7 +420,9 @@ struct bt_cache {
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
 	struct bt_hints alone; /* instructions whose check must not be shared, ... */
-	struct bt_hints wide;  /* ... looks into the TLB */
+	struct bt_hints wide;  /* ... looks into the TLB, */
+	struct bt_hints soft;  /* ... and even in a window; */
+	struct bt_hints roaming; /* whose addresses change their chunk */
 	struct bt_hints headless; /* no trace can begin there */
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
@@ -401,6 +473,10 @@ struct bt_vcpu {
 	uint8_t refill;      /* why runtime.S did not fill a slot: enum refill */
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
+	uint64_t string_source; /* spill of a string instruction */
+	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
+	 * canonical. */
+	uint64_t addend[CHUNK_MASK + 1];
 
 	/* C only */
 	struct bt_cache *m;
@@ -415,6 +491,9 @@ struct bt_vcpu {
 	uint64_t stamp;
 	uint32_t trap; /* SITE_FAULT */
 	uint64_t trap_rip;
+	gpa_t trap_gpa;          /* in a block: of the instruction */
+	uint8_t trap_kind;       /* in a window's block: enum window_fill */
+	struct bt_block *trap_block;
 	struct icache_entry *icache;
 	uint8_t *stubs;
 	/* While an instruction of translated code is interpreted: where its bytes are, and that `space` is
@@ -424,6 +503,15 @@ struct bt_vcpu {
 	bool yields;     /* it waits in a loop */
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
+	struct bt_window windows[SPACE_SETS]; /* by set */
+	struct bt_window *window;             /* whose chunks are in `addend` */
+	bool window_support;
+	gva_t window_next; /* the guest sees to a page fault there: map it before the access is tried again */
+	struct shadow *shadow_pool, *free_shadows;
+	unsigned nshadows; /* of the pool, ever used */
+	unsigned mappings; /* made and changed since all windows were closed */
+	uint8_t *free_chunks[MAX_CHUNKS]; /* places that are reserved and not in use */
+	unsigned nfree_chunks, nchunks;   /* nchunks: reserved, in use or not */
 	struct jump_cache *kernel_jumps;
 	/* Looking for hot code: where the next trace begins, what samples found so far. */
 	uint64_t trace_head;
@@ -432,7 +520,7 @@ struct bt_vcpu {
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
-	size_t bytes;        /* of this struct with its slots */
+	size_t bytes;        /* of this struct with its slots and, before it, the pages of CHECK_BYTES */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 	struct bt_slot slots[]; /* by site */
 };
@@ -449,6 +537,14 @@ static inline void bt_phase(struct bt_vcpu *bv, uint32_t phase)
 static inline struct bt_vcpu *bt_of(struct vcpu *v)
 {
 	return (struct bt_vcpu *)v;
+}
+
+/* Of the code that runs next, the space for it having been selected. */
+static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
+{
+	if (x86_cpl(&bv->v) != 3)
+		return CODE_KERNEL;
+	return bv->space->window ? CODE_WINDOW : CODE_USER;
 }
 
 /* runtime.S */
@@ -485,10 +581,11 @@ void bt_space_flush_all(struct bt_vcpu *bv);                 /* every entry of e
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
 void bt_space_flush_pcid(struct bt_vcpu *bv, unsigned pcid);
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va); /* in every space */
-void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding);
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, const struct page_walk *walk);
 void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became code */
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_cache *m);              /* all code went */
+void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space);
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)
@@ -499,6 +596,23 @@ static inline void bt_slot_clear(struct bt_slot *s)
 
 struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
+
+/* window.c */
+#define CHUNK_NONE (1ull << 62)
+/* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way; the
+ * address is in another chunk than was expected; it was none of the guest's: somebody wants attention. */
+enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK, WINDOW_POLL };
+void bt_window_init(struct bt_vcpu *bv);
+void bt_window_free(struct bt_vcpu *bv);
+void bt_window_enter(struct bt_vcpu *bv); /* user code of the current space is about to run */
+void bt_window_close(struct bt_vcpu *bv, struct bt_window *w);
+void bt_windows_close(struct bt_vcpu *bv); /* all of them: they begin anew */
+/* An access of translated code to `host` failed.  Called by a signal handler. */
+enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write);
+/* The instruction at v.rip failed with WINDOW_LONG.  true: try again. */
+bool bt_window_settle(struct bt_vcpu *bv);
+void bt_window_flush_page(struct bt_vcpu *bv, gva_t va); /* in all windows */
+void bt_window_drop_writes(struct bt_vcpu *bv, gpa_t page);
 
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_cache *m, struct error *err);
@@ -512,16 +626,16 @@ void bt_cache_heat(struct bt_cache *m, const uint8_t *pc);
 void bt_cache_reserve(struct bt_cache *m);
 void bt_cache_reserve_link(struct bt_cache *m); /* likewise, for a link */
 /* The block for an entry state, or a trace (in whatever state) unless `plain`. */
-struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			       unsigned pair, unsigned flags, bool plain);
 /* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
-struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			      unsigned *count);
 struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
 void bt_block_insert(struct bt_cache *m, struct bt_block *b);
 void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
-void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user);
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);

@@ -307,13 +307,13 @@ static unsigned block_hash(uint64_t rip, gpa_t gpa)
 	return (unsigned)(h >> 40) & (BLOCK_HASH - 1);
 }
 
-struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			       unsigned pair, unsigned flags, bool plain)
 {
 	struct bt_block *b = m->hash[block_hash(rip, gpa)], *found = NULL, *close = NULL;
 
 	for (; b; b = b->hash_next) {
-		if (b->rip != rip || b->gpa != gpa || b->user != user)
+		if (b->rip != rip || b->gpa != gpa || b->kind != kind)
 			continue;
 		if (b->trace) {
 			if (!plain)
@@ -330,14 +330,14 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool
 	return found ? found : close;
 }
 
-struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user,
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			      unsigned *count)
 {
 	struct bt_block *found = NULL;
 
 	*count = 0;
 	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
-		if (b->rip == rip && b->gpa == gpa && b->user == user && !b->trace) {
+		if (b->rip == rip && b->gpa == gpa && b->kind == kind && !b->trace) {
 			found = b;
 			++*count;
 		}
@@ -482,12 +482,12 @@ void bt_block_drop(struct bt_cache *m, struct bt_block *b)
 	block_remove(m, b);
 }
 
-void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, bool user)
+void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 {
 	unsigned count;
 	struct bt_block *b;
 
-	while ((b = bt_block_any(m, rip, gpa, user, &count)) != NULL)
+	while ((b = bt_block_any(m, rip, gpa, kind, &count)) != NULL)
 		bt_block_drop(m, b);
 }
 

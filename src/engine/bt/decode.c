@@ -385,7 +385,8 @@ static uint8_t insn_group(const ZydisDecodedInstruction *zi)
 }
 
 /* "Undefined" flags may be kept: for these instructions some processor does (Intel's: divisions and bit
- * tests; AMD's: multiplications, TZCNT and LZCNT, too).  All others compute them from their operands. */
+ * tests; AMD's: multiplications, TZCNT and LZCNT, too).  All others compute them from their operands.  The
+ * architecture lets them be anything, so what they were before is not kept for it. */
 static bool keeps_undefined(const ZydisDecodedInstruction *zi)
 {
 	switch (zi->mnemonic) {
@@ -413,7 +414,7 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 	    zi->meta.category == ZYDIS_CATEGORY_ROTATE) {
 		bool sure = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
 			    ((zi->opcode & 0xfe) == 0xd0 ||
-			     (zi->raw.imm[0].size && (zi->raw.imm[0].value.u & 31)));
+			     (zi->raw.imm[0].size && (zi->raw.imm[0].value.u & (zi->operand_width == 64 ? 63 : 31))));
 
 		if (!sure)
 			read |= write;
@@ -422,7 +423,7 @@ static void note_flags(struct insn *in, const ZydisDecodedInstruction *zi)
 			read |= write & RFLAGS_OF;
 	}
 	if (keeps_undefined(zi))
-		read |= f->undefined & RFLAGS_ARITH;
+		in->flags_kept = (uint16_t)(f->undefined & RFLAGS_ARITH);
 	if (zi->mnemonic == ZYDIS_MNEMONIC_LAHF)
 		read |= RFLAGS_ARITH & ~RFLAGS_OF;
 	in->flags_read = (uint16_t)read;

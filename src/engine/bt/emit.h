@@ -104,6 +104,35 @@ static inline void e_mov_imm(struct emit *e, unsigned reg, uint64_t value)
 	}
 }
 
+/* dst = src rotated right.  No flags (BMI2). */
+static inline void e_rorx(struct emit *e, unsigned dst, unsigned src, unsigned n)
+{
+	e8(e, 0xc4);
+	e8(e, (dst >= 8 ? 0 : 0x80) | 0x40 | (src >= 8 ? 0 : 0x20) | 3);
+	e8(e, 0xfb);
+	e8(e, 0xf0);
+	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
+	e8(e, n);
+}
+static inline void e_movzx16(struct emit *e, unsigned dst, unsigned src)
+{
+	if (dst >= 8 || src >= 8)
+		e8(e, 0x40 | (dst >= 8 ? 4 : 0) | (src >= 8 ? 1 : 0));
+	e8(e, 0x0f);
+	e8(e, 0xb7);
+	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
+}
+/* opcode reg, gs:[index * 8 + off], 64 bits. */
+static inline void e_gs_index8(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t off)
+{
+	e8(e, 0x65);
+	e8(e, 0x48 | (reg >= 8 ? 4 : 0) | (index >= 8 ? 2 : 0));
+	e8(e, opcode);
+	e8(e, 0x04 | (reg & 7) << 3);
+	e8(e, 0xc5 | (index & 7) << 3);
+	e32(e, off);
+}
+
 /* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */
 static inline void e_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned base,
 			 unsigned index, unsigned scale, int32_t disp, bool rexw)

@@ -65,24 +65,50 @@ static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 		at = &b->map[i];
 	save_registers(bv, uc, at->pair, at->flags);
 	bv->trap_rip = bt_block_rip(b, at->guest_off);
+	bv->trap_gpa = bt_block_gpa(b, at->guest_off);
+	bv->trap_block = b;
 	return true;
 }
 
-static bool guest_fault(ucontext_t *uc)
+/* What the host says of an access of translated code in a window. */
+static enum window_fill window_fault(struct bt_vcpu *bv, const siginfo_t *info, const ucontext_t *uc)
+{
+	const uint64_t write = 2; /* in the error code */
+
+	switch (uc->uc_mcontext.gregs[REG_TRAPNO]) {
+	case VEC_PF:
+		return bt_window_fill(bv, (uint64_t)info->si_addr, (uint64_t)uc->uc_mcontext.gregs[REG_ERR] & write);
+	case VEC_GP:
+	case VEC_SS: return WINDOW_LONG; /* an address that is not canonical: a chunk without a place */
+	default: return WINDOW_MAPPED;
+	}
+}
+
+static bool guest_fault(const siginfo_t *info, ucontext_t *uc)
 {
 	const uint8_t *pc = (const uint8_t *)uc->uc_mcontext.gregs[REG_RIP];
 	struct bt_vcpu *bv = bt_current;
 
 	if (!bv)
 		return false;
+	bv->trap_kind = WINDOW_MAPPED;
 	if (pc >= (const uint8_t *)bt_xstate_begin && pc < (const uint8_t *)bt_xstate_end) {
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)bt_xstate_failed;
 		return true;
 	}
-	if (pc >= bv->stubs && pc < bv->stubs + ICACHE_ENTRIES * STUB_SIZE)
+	if (pc >= bv->stubs && pc < bv->stubs + ICACHE_ENTRIES * STUB_SIZE) {
 		save_registers(bv, uc, PAIR_NONE, FLAGS_HOST);
-	else if (!in_block(bv, uc, pc))
+	} else if (pc >= bv->code && pc < bv->code + bv->m->cache_bytes && bv->window && x86_cpl(&bv->v) == 3) {
+		bv->trap_kind = window_fault(bv, info, uc);
+		if (bv->trap_kind == WINDOW_MAPPED && uc->uc_mcontext.gregs[REG_TRAPNO] == VEC_PF)
+			return true; /* once more */
+		if (!in_block(bv, uc, pc))
+			return false;
+		if (bv->trap_block->kind != CODE_WINDOW)
+			bv->trap_kind = WINDOW_MAPPED;
+	} else if (!in_block(bv, uc, pc)) {
 		return false;
+	}
 	bv->site = SITE_FAULT;
 	bv->trap = (uint32_t)uc->uc_mcontext.gregs[REG_TRAPNO];
 	bv->m->stats.signals++;
@@ -92,7 +118,7 @@ static bool guest_fault(ucontext_t *uc)
 
 static void on_signal(int sig, siginfo_t *info, void *context)
 {
-	if (guest_fault(context))
+	if (guest_fault(info, context))
 		return;
 	for (unsigned i = 0; i < ARRAY_SIZE(signals); i++)
 		if (signals[i] == sig && (previous[i].sa_flags & SA_SIGINFO)) {

@@ -82,6 +82,7 @@ struct insn {
 	uint8_t high8;         /* names ah, ch, dh or bh */
 	uint16_t flags_read;   /* RFLAGS_ARITH bits it needs (or keeps on some path) */
 	uint16_t flags_write;  /* bits it surely overwrites */
+	uint16_t flags_kept;   /* of these, undefined ones that some processor leaves as they were */
 
 	/* Where to edit. */
 	uint8_t encoding;    /* 0 legacy, 1 VEX, 2 EVEX */

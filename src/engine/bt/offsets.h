@@ -18,7 +18,7 @@
 #define BT_REFILL 5138
 #define BT_SLOT_FILLS 5140
 #define BT_SLOT_LOG 5148
-#define BT_SLOTS 89408
+#define BT_SLOTS 633472
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

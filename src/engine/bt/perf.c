@@ -218,12 +218,12 @@ static void name_block(const struct bt_perf *p, const struct bt_block *b, char *
 	const char *symbol = NULL, *kind = b->trace ? "trace" : "guest";
 	uint64_t offset;
 
-	if (p->symbols && !b->user)
+	if (p->symbols && b->kind == CODE_KERNEL)
 		symbol = symbols_find(p->symbols, b->rip, &offset);
 	if (symbol)
 		snprintf(name, NAME_ROOM, "%s:%s+0x%llx", kind, symbol, (unsigned long long)offset);
 	else
-		snprintf(name, NAME_ROOM, "%s:%s:0x%llx", kind, b->user ? "user" : "kernel",
+		snprintf(name, NAME_ROOM, "%s:%s:0x%llx", kind, b->kind == CODE_KERNEL ? "kernel" : "user",
 			 (unsigned long long)b->rip);
 }
 

@@ -128,6 +128,22 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 			return S_RDTSC;
 		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
+	case ZYDIS_MNEMONIC_MOV:
+		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG && in->opsize != 2)
+			return S_SELECTOR;
+		break;
+	case ZYDIS_MNEMONIC_MOVSB:
+	case ZYDIS_MNEMONIC_MOVSW:
+	case ZYDIS_MNEMONIC_MOVSD:
+	case ZYDIS_MNEMONIC_MOVSQ:
+	case ZYDIS_MNEMONIC_STOSB:
+	case ZYDIS_MNEMONIC_STOSW:
+	case ZYDIS_MNEMONIC_STOSD:
+	case ZYDIS_MNEMONIC_STOSQ:
+		if (in->group == INSN_GROUP_STRING && in->rep == 0xf3 && in->addrsize == 8 &&
+		    in->string_seg != SEG_FS && in->string_seg != SEG_GS)
+			return S_STRING;
+		break;
 	default:
 		if (is_conditional(in))
 			return S_JCC;
@@ -191,12 +207,15 @@ static void note_step(const struct bt_cache *m, bool user, struct step *s)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
 	if (s->shape == S_JRCXZ)
 		s->use |= 1u << GPR_RCX;
+	if (s->shape == S_STRING)
+		s->use |= 1u << GPR_RCX | 1u << GPR_RDI | 1u << GPR_RSI | 1u << GPR_RAX;
 	if (s->shape >=
 	    S_INTERP) /* nothing is known to be overwritten before the interpreter looks */
 		s->write = 0;
 	note_leaving(s);
 	s->use &= (uint16_t) ~(1u << GPR_RSP);
 	memset(s->access, 0, sizeof(s->access));
+	s->access[ACCESS_MEM].chunk = s->access[ACCESS_STACK].chunk = CHUNK_UNKNOWN;
 	s->follow = 0;
 	s->page = NULL;
 	s->off = 0;
@@ -223,6 +242,10 @@ static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gp
 	p->n = 1;
 	return 0;
 }
+
+/* Conditional jumps that a block of user code goes on behind.  (The kernel's code is mostly run once or twice: a boot
+ * takes longer for what is translated and not run.) */
+#define BRANCHES_MAX 3
 
 /* --- shared checks --- */
 
@@ -273,11 +296,20 @@ static void forget_all(struct tracker *k)
 
 /* The access lies at `at` from base + index * scale and is `size` long.  Finds it a leader, or makes it one. */
 static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which, struct group at,
-		  unsigned size, bool write, bool alone)
+		  unsigned size, bool write, bool alone, bool roams)
 {
 	struct access *a = &p->step[i].access[which];
 	struct group *g;
 
+	if (p->window && !a->wide) {
+		a->window = true;
+		/* Near: within a guard, with a displacement on top. */
+		if (!alone && !at.index && at.at < (int64_t)GiB && at.at > -(int64_t)GiB)
+			a->value = at.base;
+		if (roams)
+			a->chunk = CHUNK_UNKNOWN;
+		return;
+	}
 	for (unsigned n = 0; n < k->ngroups && !alone; n++) {
 		struct access *leader;
 		int64_t low, high;
@@ -338,10 +370,10 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 		at.index = k->reg[in->mem_index].id;
 		at.at += k->reg[in->mem_index].delta * in->mem_scale;
 	}
-	s->access[ACCESS_MEM].wide = bt_hint_has(&m->wide, gpa);
+	s->access[ACCESS_MEM].wide = bt_hint_has(p->window ? &m->soft : &m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
 	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
-	      s->shape == S_MEM && in->mem_write, alone);
+	      s->shape == S_MEM && in->mem_write, alone, bt_hint_has(&m->roaming, gpa));
 }
 
 static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
@@ -349,7 +381,8 @@ static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker
 {
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
-	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa));
+	p->step[i].access[ACCESS_STACK].wide = p->window && bt_hint_has(&m->soft, gpa);
+	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
 }
 
 /* Registers after the instruction. */
@@ -413,6 +446,8 @@ static void follow_values(struct tracker *k, const struct step *s)
 	case S_STAC: forget_all(k); return;
 	case S_SWAPGS: k->segment[SEG_GS] = k->next_id++; return;
 	case S_RDTSC: fresh(k, GPR_RAX), fresh(k, GPR_RDX), fresh(k, GPR_RCX); return;
+	case S_STRING: fresh(k, GPR_RCX), fresh(k, GPR_RSI), fresh(k, GPR_RDI); return;
+	case S_SELECTOR: fresh(k, d); return;
 	default: break;
 	}
 	for (unsigned r = 0; r < GPR_COUNT; r++)
@@ -470,14 +505,16 @@ static void find_live(struct plan *p)
 	}
 }
 
-int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint64_t rip,
+int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second)
 {
-	unsigned at = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
+	bool user = kind != CODE_KERNEL;
+	unsigned at = 0, branches = 0, room = GUEST_PAGE_SIZE - (unsigned)(gpa & GUEST_PAGE_MASK);
 	const uint8_t *code = ram_host(m->ram, gpa, room);
 
 	p->second = NULL;
 	p->trace = false;
+	p->window = kind == CODE_WINDOW;
 	for (p->n = 0; p->n < BLOCK_MAX && at < room; p->n++) {
 		struct step *s = &p->step[p->n];
 		int rc = insn_decode(&s->in, code + at, room - at, MODE_64);
@@ -494,12 +531,18 @@ int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint
 		note_step(m, user, s);
 		s->off = (uint16_t)at;
 		at += s->in.len;
+		if (s->shape == S_JCC && user && (int64_t)s->in.imm > 0 && branches++ < BRANCHES_MAX) {
+			s->follow = rip + at; /* compilers put what is likely there */
+			continue;
+		}
 		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
 		    s->shape == S_JRCXZ || s->shape == S_JCC || s->shape == S_INTERP_END) {
 			p->n++;
 			break;
 		}
 	}
+	if (p->n)
+		p->step[p->n - 1].follow = 0;
 	if (p->n == 0) {
 		if (!second || plan_crossing(p, m, user, gpa, rip, room, second))
 			return -1;
@@ -549,14 +592,16 @@ static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
 	p->step[i].page = page;
 }
 
-int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const struct path_step *path,
+int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,
 		 unsigned n)
 {
+	bool user = kind != CODE_KERNEL;
 	struct piece *piece = NULL;
 	uint16_t off = 0;
 
 	p->second = NULL;
 	p->trace = true;
+	p->window = kind == CODE_WINDOW;
 	p->n = p->npieces = 0;
 	for (unsigned i = 0; i < n && i < PLAN_MAX; i++) {
 		struct step *s = &p->step[i];
@@ -567,6 +612,8 @@ int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const stru
 		s->rip = path[i].rip;
 		s->gpa = path[i].gpa;
 		note_step(m, user, s);
+		for (unsigned which = 0; which < ACCESS_KINDS; which++)
+			s->access[which].chunk = path[i].chunk[which];
 		if (!piece || s->rip != piece->rip + piece->len || s->gpa != piece->gpa + piece->len ||
 		    !(s->rip & GUEST_PAGE_MASK)) {
 			if (p->npieces == PIECES_MAX)

@@ -31,6 +31,8 @@ enum shape {
 	S_PUSHF,
 	S_BITS,
 	S_PAUSE,
+	S_SELECTOR, /* of a segment register, to a register */
+	S_STRING,   /* REP MOVS, REP STOS */
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
 };
@@ -42,6 +44,11 @@ struct access {
 	bool write;      /* the check is for writing */
 	bool wide;       /* look into the TLB: the address changes its page too often for a slot */
 	uint16_t leader; /* 1 + index * 2 + which; 0: own check */
+	/* In a window: no check, but what to add is found by the chunk of a base.  Accesses of the same `value`
+	 * have bases near each other; 0: of no other's. */
+	bool window;
+	uint8_t chunk; /* of the base, as far as one can tell; or CHUNK_UNKNOWN */
+	uint32_t value;
 	uint16_t span;
 	int32_t low;
 	uint32_t site; /* of the check; set when it is emitted */
@@ -72,7 +79,7 @@ struct piece {
 
 struct plan {
 	unsigned n, npieces;
-	bool trace;
+	bool trace, window;
 	struct piece piece[PIECES_MAX];
 	const struct bt_binding *second; /* the one instruction goes on in this page */
 	struct step step[PLAN_MAX];
@@ -87,7 +94,7 @@ static inline int64_t step_disp(const struct step *s)
 }
 
 /* Plans a trace along `path`; it may end early. */
-int bt_plan_path(struct plan *p, const struct bt_cache *m, bool user, const struct path_step *path,
+int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,
 		 unsigned n);
 
 static inline struct access *access_leader(struct plan *p, const struct access *a)
@@ -95,7 +102,7 @@ static inline struct access *access_leader(struct plan *p, const struct access *
 	return &p->step[(a->leader - 1) / 2].access[(a->leader - 1) % 2];
 }
 
-int bt_plan(struct plan *p, const struct bt_cache *m, bool user, gpa_t gpa, uint64_t rip,
+int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second);
 
 #endif

@@ -168,7 +168,7 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault)
 		return NULL;
 	binding = bt_binding_get(m, vpage, walk.gpa, x86_cpl(v) == 3);
 	binding->global = walk.global && x86_cpl(v) != 3;
-	bt_space_note_code(bv, binding);
+	bt_space_note_code(bv, binding, &walk);
 	return binding;
 }
 
@@ -198,19 +198,19 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	struct bt_cache *m = bv->m;
 	uint64_t generation;
 	struct bt_block *b;
-	bool user;
+	enum code_kind kind;
 	gpa_t gpa;
 
 	*fault = false;
 	*binding = bt_find_page(bv, v->rip, fault);
 	if (!*binding)
 		return NULL;
-	user = (*binding)->user;
+	kind = bt_code_kind(bv);
 	gpa = (*binding)->gpa | (v->rip & GUEST_PAGE_MASK);
-	b = bt_block_find(m, v->rip, gpa, user, pair, flags, plain);
+	b = bt_block_find(m, v->rip, gpa, kind, pair, flags, plain);
 	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
 		unsigned count;
-		struct bt_block *any = bt_block_any(m, v->rip, gpa, user, &count);
+		struct bt_block *any = bt_block_any(m, v->rip, gpa, kind, &count);
 
 		/* Few versions of a block: converting is cheap, and what is hot becomes a trace. */
 		if (any && (any->flags == flags || !any->flags_in || count >= 2))
@@ -221,7 +221,7 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	generation = m->generation;
 	b = make_block(bv, gpa, pair, flags);
 	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
-		b = bt_block_find(m, v->rip, gpa, user, PAIR_CANONICAL, FLAGS_MEM, plain);
+		b = bt_block_find(m, v->rip, gpa, kind, PAIR_CANONICAL, FLAGS_MEM, plain);
 		if (!b)
 			b = make_block(bv, gpa, PAIR_CANONICAL, FLAGS_MEM);
 	}
@@ -287,7 +287,7 @@ static const void *resume_behind(struct bt_vcpu *bv, const struct bt_block *b, u
 	    !b->valid || bv->v.rip != next)
 		return NULL;
 	bt_space_select(bv);
-	return bv->m->code + after_off;
+	return b->kind == bt_code_kind(bv) ? bv->m->code + after_off : NULL;
 }
 
 /* A block is about to be made anew: if it is a trace, record it at the next opportunity. */
@@ -319,6 +319,40 @@ static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 	if (site->block->valid)
 		bt_block_drop(m, site->block);
 	return NULL;
+}
+
+/* The host refused the instruction at v.rip. */
+static int after_trap(struct bt_vcpu *bv)
+{
+	int rc;
+
+	if (bv->trap_kind == WINDOW_POLL)
+		return 0;
+	if (bv->trap_kind == WINDOW_FAULT)
+		return x86_deliver_fault(&bv->v);
+	if (bv->trap_kind == WINDOW_CHUNK) {
+		struct bt_block *b = bv->trap_block;
+
+		bt_hint_add(&bv->m->roaming, bv->trap_gpa);
+		if (b->valid) {
+			record_again(bv, b);
+			bt_block_drop(bv->m, b);
+		}
+		return 0;
+	}
+	if (bv->trap_kind == WINDOW_LONG) {
+		struct bt_block *b = bv->trap_block;
+
+		if (bt_window_settle(bv))
+			return 0;
+		/* It may do so again: from now on it looks into the TLB. */
+		if (b->valid && bt_hint_add(&bv->m->soft, bv->trap_gpa)) {
+			record_again(bv, b);
+			bt_block_drop(bv->m, b);
+		}
+	}
+	bt_interpret(bv, &rc);
+	return rc;
 }
 
 /* Runs from `pc` until something is for the outer loop.  0 or X86_SHUTDOWN, INTERP_HALT. */
@@ -358,8 +392,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		if (bv->site == SITE_FAULT) {
 			m->stats.exits_by[SITE_FAULT]++;
 			v->rip = bv->trap_rip;
-			bt_interpret(bv, &rc);
-			return rc;
+			return after_trap(bv);
 		}
 		site = m->sites[bv->site];
 		m->stats.exits_by[site.kind]++;

@@ -13,6 +13,39 @@
 #define ROOT_NONE (~0ull)
 #define ROOT_UNPAGED (~1ull)
 
+/* --- large pages: what is cached of them, by pages of 4 KiB, goes with any of their addresses --- */
+
+static const unsigned large_shift[2] = {SHADOW_SHIFT, 30};
+
+static unsigned large_hash(gva_t va, unsigned k)
+{
+	return (unsigned)((va >> large_shift[k]) * 0x9e3779b97f4a7c15ull >> 52) & (LARGE_BITS - 1);
+}
+
+static void large_note(struct large_pages *l, gva_t va, const struct page_walk *walk)
+{
+	unsigned k = walk->shift == large_shift[1], h;
+
+	if (walk->shift == GUEST_PAGE_SHIFT)
+		return;
+	h = large_hash(va, k);
+	l->any = true;
+	l->bits[k][h / 64] |= 1ull << h % 64;
+}
+
+static bool large_has(const struct large_pages *l, gva_t va, unsigned k)
+{
+	unsigned h = large_hash(va, k);
+
+	return l->any && (l->bits[k][h / 64] >> h % 64 & 1);
+}
+
+static void large_forget(struct large_pages *l)
+{
+	if (l->any)
+		x86_zero(l, sizeof(*l));
+}
+
 static void tlb_clear(struct bt_space *s, unsigned index)
 {
 	s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
@@ -32,7 +65,8 @@ static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 			jump_clear(m, &c->entry[c->log[i]]);
 	else
 		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-			jump_clear(m, &c->entry[i]);
+			if (c->entry[i].rip > JUMP_INVALID)
+				jump_clear(m, &c->entry[i]);
 	c->fills = 0;
 	c->local = false;
 }
@@ -83,10 +117,77 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 			tlb_clear(s, s->tlb_log[i]);
 	else
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
-			tlb_clear(s, i);
+			if (s->tlb[i].host | s->second[i].host)
+				tlb_clear(s, i);
 	s->tlb_fills = 0;
+	large_forget(&s->large_data);
+	large_forget(&s->large_code);
 	jumps_reset(m, &s->jump);
 	shows_reset(m, s);
+	if (s->window)
+		s->window->stale = true;
+}
+
+void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space)
+{
+	jumps_reset(bv->m, &space->jump);
+}
+
+/* --- what outlives an address space: global mappings --- */
+
+static bool entry_stays(const struct tlb_entry *t, unsigned index)
+{
+	return (t->kind & TLB_GLOBAL) &&
+	       (t->read_tag != tlb_invalid(index) || t->write_tag != tlb_invalid(index));
+}
+
+/* Clears what is not global there; true: something is left. */
+static bool tlb_clear_local(struct bt_space *s, unsigned index)
+{
+	bool stays = entry_stays(&s->tlb[index], index), second = entry_stays(&s->second[index], index);
+
+	if (!stays)
+		s->tlb[index].read_tag = s->tlb[index].write_tag = tlb_invalid(index);
+	if (!second)
+		s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
+	return stays || second;
+}
+
+static void log_again(uint32_t *fills, uint16_t *log, unsigned index)
+{
+	if (*fills < FILL_LOG)
+		log[(*fills)++] = (uint16_t)index;
+	else
+		*fills = FILL_LOG + 1;
+}
+
+/* The guest flushed what is not global, as a write to CR3 does. */
+static void space_reset_local(struct bt_cache *m, struct bt_space *s)
+{
+	uint32_t fills = s->tlb_fills, pages = s->page_fills;
+
+	s->tlb_fills = s->page_fills = 0;
+	for (unsigned n = 0; n < (fills <= FILL_LOG ? fills : TLB_ENTRIES); n++) {
+		unsigned index = fills <= FILL_LOG ? s->tlb_log[n] : n;
+
+		if (tlb_clear_local(s, index))
+			log_again(&s->tlb_fills, s->tlb_log, index);
+	}
+	for (uint32_t n = 0; n < (pages <= FILL_LOG ? pages : m->top_binding + 1); n++) {
+		uint32_t id = pages <= FILL_LOG ? s->page_log[n] : n;
+
+		if (!s->shows[id])
+			continue;
+		if (s->shows[id] != SHOWN_GLOBAL)
+			s->shows[id] = 0;
+		else if (s->page_fills < FILL_LOG)
+			s->page_log[s->page_fills++] = id;
+		else
+			s->page_fills = FILL_LOG + 1;
+	}
+	jumps_reset(m, &s->jump);
+	if (s->window)
+		s->window->stale = true;
 }
 
 /* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
@@ -120,9 +221,10 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 
 	if (!s) {
 		s = (struct bt_space *)(bv->spaces + index * SPACE_STRIDE);
-		s->tlb_fills = s->page_fills = FILL_LOG + 1;
-		s->jump.fills = kind == SPACE_USER ? FILL_LOG + 1 : 0;
-		space_reset(bv->m, s);
+		/* Memory that was never touched is zero, and so it may stay: only at index 0 does an entry of zeros
+		 * match anything. */
+		tlb_clear(s, 0);
+		jump_clear(bv->m, &s->jump.entry[0]);
 		set->space[kind] = s;
 	}
 	return s;
@@ -139,8 +241,12 @@ static struct space_set *set_find(struct bt_vcpu *bv, uint64_t root)
 			oldest = &bv->sets[i];
 	}
 	for (unsigned k = 0; k < SPACE_KINDS; k++)
-		if (oldest->space[k])
-			space_reset(bv->m, oldest->space[k]);
+		if (oldest->space[k]) {
+			space_reset_local(bv->m, oldest->space[k]);
+			oldest->space[k]->window = NULL;
+			oldest->space[k]->heat = 0;
+		}
+	bt_window_close(bv, &bv->windows[oldest - bv->sets]);
 	oldest->root = root;
 	return oldest;
 }
@@ -164,6 +270,7 @@ void bt_space_select(struct bt_vcpu *bv)
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
 		bv->jumps = &bv->space->jump;
+		bt_window_enter(bv);
 		return;
 	}
 	bv->jumps = bv->kernel_jumps;
@@ -195,7 +302,7 @@ static void set_reset(struct bt_vcpu *bv, struct space_set *set)
 {
 	for (unsigned k = 0; k < SPACE_KINDS; k++)
 		if (set->space[k])
-			space_reset(bv->m, set->space[k]);
+			space_reset_local(bv->m, set->space[k]);
 }
 
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root)
@@ -234,6 +341,36 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 	}
 }
 
+/* --- large pages --- */
+
+static bool in_large(const struct tlb_entry *t, gva_t va, unsigned shift)
+{
+	return (t->kind & TLB_LARGE) && (-t->read_tag >> shift == va >> shift || -t->write_tag >> shift == va >> shift);
+}
+
+static void flush_large_data(struct bt_space *s, gva_t va, unsigned shift)
+{
+	for (unsigned i = 0; i < TLB_ENTRIES; i++)
+		if (in_large(&s->tlb[i], va, shift) || in_large(&s->second[i], va, shift))
+			tlb_clear(s, i);
+}
+
+static void flush_large_code(struct bt_vcpu *bv, struct bt_space *s, gva_t va, unsigned shift)
+{
+	struct bt_cache *m = bv->m;
+
+	for (uint32_t i = 1; i < m->nbindings; i++) {
+		struct bt_binding *b = &m->binding_pool[i];
+
+		if (b->vpage >> (shift - GUEST_PAGE_SHIFT) != va >> shift || !s->shows[i])
+			continue;
+		s->shows[i] = 0;
+		drop_page_jumps(m, b->user ? &s->jump : bv->kernel_jumps, b->vpage);
+		bv->redispatch = true;
+	}
+	bt_global_changed(bv, va, true);
+}
+
 void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 {
 	uint64_t vpage = va >> GUEST_PAGE_SHIFT, tag = -(va & ~(uint64_t)GUEST_PAGE_MASK);
@@ -243,6 +380,8 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	slots_flush_local(bv);
 	if ((int64_t)va < 0)
 		bt_slots_flush(bv, false);
+	else
+		bt_window_flush_page(bv, va);
 	FOR_EACH_SPACE(bv, s)
 	{
 		struct tlb_entry *t = &s->tlb[vpage & (TLB_ENTRIES - 1)];
@@ -251,6 +390,12 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 		if (t->read_tag == tag || t->write_tag == tag || t2->read_tag == tag ||
 		    t2->write_tag == tag)
 			tlb_clear(s, vpage & (TLB_ENTRIES - 1));
+		for (unsigned k = 0; k < 2; k++) {
+			if (large_has(&s->large_data, va, k))
+				flush_large_data(s, va, large_shift[k]);
+			if (unlikely(large_has(&s->large_code, va, k)))
+				flush_large_code(bv, s, va, large_shift[k]);
+		}
 		for (struct bt_binding *b = bt_binding_chain(m, vpage); b; b = b->hash_next) {
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
@@ -268,15 +413,17 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	bt_global_changed(bv, va, false);
 }
 
-void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding)
+void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, const struct page_walk *walk)
 {
 	struct bt_space *s = bv->space;
-	unsigned slot;
+	unsigned slot, shown;
 
 	s->page_id[binding->vpage & (PAGE_IDS - 1)] = binding->id;
-	if (s->shows[binding->id])
+	shown = s->shows[binding->id];
+	s->shows[binding->id] = walk->global ? SHOWN_GLOBAL : SHOWN;
+	if (shown)
 		return;
-	s->shows[binding->id] = 1;
+	large_note(&s->large_code, binding->vpage << GUEST_PAGE_SHIFT, walk);
 	slot = log_slot(&s->page_fills);
 	if (slot < FILL_LOG)
 		s->page_log[slot] = binding->id;
@@ -304,6 +451,7 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page)
 	bt_slots_flush_all(bv);
 	FOR_EACH_SPACE(bv, s)
 	drop_writes(s, host);
+	bt_window_drop_writes(bv, page);
 }
 
 static void drop_jump(struct bt_cache *m, struct jump_cache *c, uint64_t rip)
@@ -329,16 +477,11 @@ void bt_space_forget_code(struct bt_cache *m)
 	struct bt_vcpu *bv = m->bv;
 	struct bt_space *s;
 
-	/* Also the entries that hold nothing: their way out has moved. */
-	bv->kernel_jumps->fills = FILL_LOG + 1;
 	jumps_reset(m, bv->kernel_jumps);
 	bt_slots_flush_all(bv);
 	FOR_EACH_SPACE(bv, s)
 	{
-		if (s_k == SPACE_USER) {
-			s->jump.fills = FILL_LOG + 1;
-			jumps_reset(m, &s->jump);
-		}
+		jumps_reset(m, &s->jump);
 		s->page_fills = FILL_LOG + 1;
 		shows_reset(m, s);
 	}
@@ -373,7 +516,9 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	t->host = (uint64_t)host;
 	t->read_tag = walk.prot & PROT_R ? tag : tlb_invalid(index);
 	t->write_tag = tlb_invalid(index);
-	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0);
+	t->kind = (walk.global ? TLB_GLOBAL : 0) | (walk.user ? TLB_USER : 0) |
+		  (walk.shift > GUEST_PAGE_SHIFT ? TLB_LARGE : 0);
+	large_note(&s->large_data, va, &walk);
 	slot = log_slot(&s->tlb_fills);
 	if (slot < FILL_LOG)
 		s->tlb_log[slot] = (uint16_t)index;
@@ -396,13 +541,14 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
 	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
-	bv->kernel_jumps->fills = FILL_LOG + 1;
-	jumps_reset(bv->m, bv->kernel_jumps);
+	jump_clear(bv->m, &bv->kernel_jumps->entry[0]);
+	bt_window_init(bv);
 	return 0;
 }
 
 void bt_space_free(struct bt_vcpu *bv)
 {
+	bt_window_free(bv);
 	if (bv->spaces)
 		munmap(bv->spaces, SPACES_BYTES);
 }

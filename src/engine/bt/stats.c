@@ -47,6 +47,8 @@ static const struct {
     COUNT(lookups),         COUNT(links),         COUNT(tlb_misses),    COUNT(page_crossings),
     COUNT(flushes),         COUNT(cache_flushes), COUNT(evictions), COUNT(evicted_blocks), COUNT(code_writes),   COUNT(invalidated_blocks),
     COUNT(traces),          COUNT(trace_insns),   COUNT(samples),       COUNT(slot_flushes),
+    COUNT(windows),         COUNT(window_fills),  COUNT(window_pages),  COUNT(window_drops),
+    COUNT(window_checks),   COUNT(window_long),
     COUNT(unmerged_checks), COUNT(wide_checks),   COUNT(interp_insns),  COUNT(faults),
     COUNT(interrupts),      COUNT(signals),       COUNT(mmio),          COUNT(unknown_insns),
 };

@@ -6,6 +6,8 @@
  * guest takes another way, it goes on in ordinary blocks, which may become hot in turn.  Kernel code is left
  * alone: in each new address space, every page of a trace has to be looked up first.
  */
+#include <Zydis/Zydis.h>
+
 #include "engine/bt/interp.h"
 
 /* Between samples, in ns: less while new code is hot, longer behind a trace, which takes 0.1 ms to make. */
@@ -43,13 +45,15 @@ void bt_trace_sample(struct bt_vcpu *bv)
 	m->stats.samples++;
 	bt_cache_heat(m, bv->sample_pc);
 	b = bt_block_by_host(m, bv->sample_pc);
+	if (b && b->kind == CODE_USER && bv->set->space[SPACE_USER])
+		bv->set->space[SPACE_USER]->heat++;
 	bv->sample_pc = NULL;
 	if (b && b->trace && b->valid && b->stale_since && m->stats.samples - b->stale_since >= SETTLED) {
 		/* Its checks are known by now: once more, without detours. */
 		bv->trace_head = b->rip;
 		bt_block_drop(m, b);
 		bv->sample_period = PERIOD_AFTER;
-	} else if (!b || b->trace || !b->valid || !(b->user || (m->dev & DEV_EAGER)) ||
+	} else if (!b || b->trace || !b->valid || !(b->kind != CODE_KERNEL || (m->dev & DEV_EAGER)) ||
 		   bt_hint_has(&m->headless, b->gpa)) {
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
 	} else {
@@ -57,7 +61,7 @@ void bt_trace_sample(struct bt_vcpu *bv)
 		if (seen_before(bv, b->rip)) {
 			/* The next time it is come by. */
 			bv->trace_head = b->rip;
-			bt_blocks_drop(m, b->rip, b->gpa, b->user);
+			bt_blocks_drop(m, b->rip, b->gpa, b->kind);
 			bv->sample_period = PERIOD_AFTER;
 		}
 	}
@@ -71,15 +75,15 @@ void bt_trace_stale(struct bt_vcpu *bv, struct bt_block *b)
 	bv->sample_period = PERIOD_AFTER;
 }
 
-static bool has_trace(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, bool user)
+static bool has_trace(struct bt_vcpu *bv, uint64_t rip, gpa_t gpa, enum code_kind kind)
 {
-	struct bt_block *b = bt_block_find(bv->m, rip, gpa, user, PAIR_NONE, FLAGS_MEM, false);
+	struct bt_block *b = bt_block_find(bv->m, rip, gpa, kind, PAIR_NONE, FLAGS_MEM, false);
 
 	return b && b->trace;
 }
 
 /* Whether the path has to end before `rip`; n: shortened if it went round a loop. */
-static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, bool user)
+static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, enum code_kind kind)
 {
 	unsigned count = *n;
 
@@ -94,29 +98,51 @@ static bool path_ends(struct bt_vcpu *bv, unsigned *n, uint64_t rip, gpa_t gpa, 
 		*n = i; /* an inner loop: it gets a trace of its own */
 		return true;
 	}
-	return has_trace(bv, rip, gpa, user);
+	return has_trace(bv, rip, gpa, kind);
+}
+
+static uint8_t chunk_of(gva_t va)
+{
+	return va >> CHUNK_SHIFT < CHUNKS ? (uint8_t)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
+}
+
+/* Where the instruction about to be executed finds its operand and its stack. */
+static void note_chunks(struct bt_vcpu *bv, struct path_step *step)
+{
+	const struct vcpu *v = &bv->v;
+	const struct icache_entry *e = bt_fetch(bv);
+	const struct insn *in = e ? &e->in : NULL;
+
+	if (!in)
+		return;
+	if (in->has_mem && in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->mem_seg < SEG_FS)
+		step->chunk[0] = chunk_of(v->regs[in->mem_base]);
+	else if (in->has_mem)
+		step->chunk[0] = chunk_of(bt_effective(v, in) + (in->mem_seg < SEG_FS ? 0 : v->seg[in->mem_seg].base));
+	step->chunk[1] = chunk_of(v->regs[in->mnemonic == ZYDIS_MNEMONIC_LEAVE ? GPR_RBP : GPR_RSP]);
 }
 
 /* Executes one instruction of the path.  false: the path ends behind it. */
-static bool take_step(struct bt_vcpu *bv, bool user, int *rc)
+static bool take_step(struct bt_vcpu *bv, enum code_kind kind, int *rc)
 {
-	if (bt_interpret(bv, rc) || !x86_code64(&bv->v) || (x86_cpl(&bv->v) == 3) != user)
+	if (bt_interpret(bv, rc) || !x86_code64(&bv->v))
 		return false;
 	bt_space_select(bv);
-	return true;
+	return bt_code_kind(bv) == kind;
 }
 
 bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 {
 	struct vcpu *v = &bv->v;
 	struct bt_cache *m = bv->m;
-	bool user = x86_cpl(v) == 3, fault = false;
+	enum code_kind kind = bt_code_kind(bv);
+	bool fault = false;
 	struct bt_binding *page;
 	uint64_t generation;
 	unsigned n = 0;
 
 	bv->trace_head = 0;
-	if (!user && !(m->dev & DEV_EAGER))
+	if (kind == CODE_KERNEL && !(m->dev & DEV_EAGER))
 		return false;
 	bt_cache_reserve(m);
 	generation = m->generation;
@@ -126,13 +152,15 @@ bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 		uint64_t rip = v->rip;
 		gpa_t gpa = page->gpa | (rip & GUEST_PAGE_MASK);
 
-		if (n == 0 && has_trace(bv, rip, gpa, user))
+		if (n == 0 && has_trace(bv, rip, gpa, kind))
 			return false;
-		if (n && rip != bv->path[n - 1].rip && path_ends(bv, &n, rip, gpa, user))
+		if (n && rip != bv->path[n - 1].rip && path_ends(bv, &n, rip, gpa, kind))
 			break;
 		if (!n || rip != bv->path[n - 1].rip) /* else a string instruction goes on */
-			bv->path[n++] = (struct path_step){rip, gpa, page};
-		if (!take_step(bv, user, rc))
+			bv->path[n++] = (struct path_step){rip, gpa, page, {CHUNK_UNKNOWN, CHUNK_UNKNOWN}};
+		if (kind == CODE_WINDOW && rip == bv->path[n - 1].rip)
+			note_chunks(bv, &bv->path[n - 1]);
+		if (!take_step(bv, kind, rc))
 			break;
 	}
 	if (n && generation == m->generation) {

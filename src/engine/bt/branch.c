@@ -1,0 +1,399 @@
+/* Control flow: how translated code is left, linked, and looked up; branches, also those that a trace follows.
+ *
+ * Invariant: every cycle of translated code looks for attention: backward jumps and indirect ones do, and a
+ * trace once on its way.
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/bt/trans.h"
+
+/* --- exits --- */
+
+void bt_put_link(struct trans *t, unsigned i, int cc, uint64_t target)
+{
+	struct bt_site *site;
+	uint8_t *rel;
+	uint32_t n;
+
+	rel = cc < 0 ? e_jmp(&t->e, t->e.p) : e_jcc(&t->e, (unsigned)cc, t->e.p);
+	site = bt_new_site(t, SITE_LINK, i, &n);
+	site->target = target;
+	site->host_off = (uint32_t)(rel - t->m->code);
+	site->flags = (uint8_t)flags_label(t);
+	if (target == t->b->rip) {
+		t->loop_pair = t->pair;
+		t->loop_flags = site->flags;
+	}
+	bt_add_cold(t, rel, bt_exit_thunk(t->m, site->flags, t->pair), n);
+}
+
+/* Looks up from guest code if asked to.  Destroys flags: they are dead or in memory. */
+static void put_poll(struct trans *t, unsigned i, uint64_t target)
+{
+	uint8_t *rel;
+
+	e_gs(&t->e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(&t->e, 0);
+	rel = e_jcc(&t->e, CC_NE, t->e.p);
+	bt_leave_at(t, rel, SITE_POLL, i)->target = target;
+}
+
+/* Flags that the code at a direct jump's target may read. */
+static unsigned target_flags(struct trans *t, uint64_t target)
+{
+	struct bt_block *b = t->b;
+	unsigned count;
+
+	if (target == b->rip)
+		return t->plan.step[0].live;
+	if ((target ^ b->rip) & ~(uint64_t)GUEST_PAGE_MASK)
+		return RFLAGS_ARITH;
+	b = bt_block_any(t->m, target,
+			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->kind,
+			 &count);
+	if (!b)
+		return RFLAGS_ARITH;
+	b->relied = 1; /* if its code changes, this block goes, too */
+	return b->flags_in;
+}
+
+/* The same at the beginning of an instruction, which is then done again.  Keeps flags. */
+static void put_probe(struct trans *t)
+{
+	int64_t last = (int64_t)PROBE_PAGE + GUEST_PAGE_SIZE - 8 - (int64_t)CHECK_BYTES;
+	unsigned t0 = t0_of(t);
+
+	e_gs(&t->e, 0x8b, t0, false, GS_OFFSET(v.attention));
+	e_gs_index8(&t->e, 0x8b, t0, t0, (uint32_t)last);
+	t->held[0] = 0;
+}
+
+/* Whether flags are in the host's register only and going on with them there costs nothing: in a window. */
+static bool keeps_flags(const struct trans *t)
+{
+	return t->kind == CODE_WINDOW && t->host_ok && !t->mem_ok;
+}
+
+static void put_direct(struct trans *t, unsigned i, uint64_t target)
+{
+	if (target <= t->plan.step[i].rip && !t->polled) {
+		unsigned live = target_flags(t, target);
+
+		if (live && keeps_flags(t)) {
+			put_probe(t);
+		} else {
+			bt_about_to_clobber(t, live);
+			put_poll(t, i, target);
+		}
+	}
+	bt_put_link(t, i, -1, target);
+}
+
+/* To the address in `reg`. */
+static void put_indirect(struct trans *t, unsigned reg)
+{
+	unsigned a = t0_of(t), b = t1_of(t);
+	struct emit *e = &t->e;
+
+	if (a != GPR_R10 && b != GPR_R10)
+		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
+	if (a != GPR_R11 && b != GPR_R11)
+		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
+	if (reg != GPR_R10)
+		e_mov(e, GPR_R10, reg);
+	if (a != GPR_R10 && a != GPR_R11)
+		e_load_gs(e, a, GS_REG(a));
+	if (b != GPR_R10 && b != GPR_R11)
+		e_load_gs(e, b, GS_REG(b));
+	t->pair = PAIR_CANONICAL;
+	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(e, 0);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e_mov(e, GPR_R11, GPR_R10);
+	e8(e, 0x49); /* shr r11, 12 */
+	e8(e, 0xc1);
+	e8(e, 0xeb);
+	e8(e, 12);
+	e_rr(e, 0x31, GPR_R11, GPR_R10, false); /* xor r11d, r10d */
+	e8(e, 0x41);                            /* and r11d, mask */
+	e8(e, 0x81);
+	e8(e, 0xe3);
+	e32(e, JUMP_ENTRIES - 1);
+	e8(e, 0x41); /* shl r11d, 4 */
+	e8(e, 0xc1);
+	e8(e, 0xe3);
+	e8(e, 4);
+	e_add_gs(e, GPR_R11, GS_OFFSET(jumps));
+	e_mem(e, 0x3b, GPR_R10, GPR_R11, GPR_NONE, 1, 0, true);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e8(e, 0x41); /* jmp [r11 + host] */
+	e8(e, 0xff);
+	e8(e, 0x63);
+	e8(e, offsetof(struct jump_entry, host));
+}
+
+_Static_assert(sizeof(struct jump_entry) == 16, "put_indirect shifts by 4");
+
+/* The target of an indirect jump or call; returns the register that has it: t0 or the operand. */
+static unsigned put_target(struct trans *t, unsigned i, const uint8_t *retry)
+{
+	struct step *s = &t->plan.step[i];
+	unsigned a = t0_of(t);
+
+	if (s->in.op[0].type != OP_GPR)
+		bt_put_load(t, a, bt_put_mem_access(t, i, retry));
+	else if (s->in.op[0].reg == GPR_RSP)
+		e_mov(&t->e, a, GPR_RSP); /* a call changes it before it jumps */
+	else
+		return s->in.op[0].reg;
+	return a;
+}
+
+void bt_put_call(struct trans *t, unsigned i)
+{
+	struct step *s = &t->plan.step[i];
+	uint64_t next = s->rip + s->in.len;
+	bool direct = s->in.op[0].type == OP_IMM;
+	struct emit *e = &t->e;
+	struct host_mem mem;
+	const uint8_t *retry;
+	unsigned a, target = GPR_NONE;
+
+	if (direct && keeps_flags(t) && s->access[ACCESS_STACK].window) {
+		if (next + s->in.imm <= s->rip)
+			put_probe(t); /* before anything is done */
+	} else {
+		bt_about_to_clobber(t, RFLAGS_ARITH);
+	}
+	retry = e->p;
+	if (!direct) {
+		target = put_target(t, i, retry);
+		if (target == t0_of(t))
+			e_store_gs(e, GS_OFFSET(spill), target);
+	}
+	mem = bt_put_stack_access(t, i, GPR_RSP, -8, retry);
+	a = bt_free_scratch(t, mem);
+	if (!direct && s->access[ACCESS_STACK].span)
+		t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
+	e_mov_imm(e, a, next);
+	bt_put_store(t, mem, a);
+	e_lea(e, GPR_RSP, GPR_RSP, -8);
+	if (direct) {
+		if (keeps_flags(t))
+			bt_put_link(t, i, -1, next + s->in.imm);
+		else
+			put_direct(t, i, next + s->in.imm);
+		return;
+	}
+	if (target == t0_of(t))
+		e_load_gs(e, target, GS_OFFSET(spill));
+	put_indirect(t, target);
+}
+
+void bt_put_ret(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+	int extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
+	unsigned a = t0_of(t);
+
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
+	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
+	put_indirect(t, a);
+}
+
+void bt_put_jump(struct trans *t, unsigned i)
+{
+	struct step *s = &t->plan.step[i];
+
+	if (s->in.op[0].type == OP_IMM) {
+		put_direct(t, i, s->rip + s->in.len + s->in.imm);
+		return;
+	}
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	put_indirect(t, put_target(t, i, t->e.p));
+}
+
+static unsigned condition(const struct insn *in)
+{
+	unsigned opcode = in->bytes[in->opcode_off];
+
+	return (opcode == 0x0f ? in->bytes[in->opcode_off + 1u] : opcode) & 15;
+}
+
+void bt_put_conditional(struct trans *t, unsigned i)
+{
+	struct step *s = &t->plan.step[i];
+	uint64_t next = s->rip + s->in.len, target = next + s->in.imm;
+	unsigned cc = condition(&s->in);
+
+	bt_need_host_flags(t);
+	if (target > s->rip) {
+		bt_put_link(t, i, (int)cc, target);
+		bt_put_link(t, i, -1, next);
+		return;
+	}
+	bt_put_link(t, i, (int)(cc ^ 1), next);
+	put_direct(t, i, target);
+}
+
+/* Once on its way, a trace looks for attention, so that no loop of traces goes without. */
+static void put_trace_poll(struct trans *t, unsigned i, unsigned live, uint64_t target)
+{
+	if (t->polled)
+		return;
+	bt_about_to_clobber(t, live);
+	put_poll(t, i, target);
+	t->polled = true;
+}
+
+/* The target of call i in t0 or a register of the guest's: on if it is what the trace expects; else a block
+ * that begins here does it again.  All flags are in memory. */
+static void put_expect(struct trans *t, unsigned i, unsigned reg)
+{
+	const struct step *s = &t->plan.step[i];
+
+	e_mov_imm(&t->e, t1_of(t), s->follow);
+	e_rr(&t->e, 0x39, reg, t1_of(t), true);
+	t->held[0] = t->held[1] = 0;
+	bt_put_link(t, i, CC_NE, s->rip);
+}
+
+/* A trace is left on condition `cc`; if backwards, then after looking for attention. */
+static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t target)
+{
+	bool host_ok = t->host_ok, mem_ok = t->mem_ok;
+	uint32_t held[2] = {t->held[0], t->held[1]};
+	uint8_t *hot;
+
+	if (target > t->plan.step[i].rip) {
+		bt_put_link(t, i, (int)cc, target);
+		return;
+	}
+	bt_exit_thunk(t->m, FLAGS_MEM, t->pair); /* now: it goes where the following does */
+	e_jcc(&t->e, cc, t->m->cold);
+	hot = t->e.p;
+	t->e.p = t->m->cold;
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	put_poll(t, i, target);
+	bt_put_link(t, i, -1, target);
+	t->m->cold = t->e.p;
+	t->e.p = hot;
+	t->host_ok = host_ok;
+	t->mem_ok = mem_ok;
+	t->held[0] = held[0];
+	t->held[1] = held[1];
+}
+
+/* The same for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with. */
+static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned popped)
+{
+	unsigned pair = t->pair;
+	uint8_t *hot;
+
+	e_mov_imm(&t->e, t1_of(t), t->plan.step[i].follow);
+	e_rr(&t->e, 0x39, reg, t1_of(t), true);
+	t->held[0] = t->held[1] = 0;
+	e_jcc(&t->e, CC_NE, t->m->cold);
+	hot = t->e.p;
+	t->e.p = t->m->cold;
+	if (popped)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	put_indirect(t, reg);
+	t->pair = (uint8_t)pair;
+	t->m->cold = t->e.p;
+	t->e.p = hot;
+	if (popped)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+}
+
+/* A branch inside a trace. */
+void bt_put_followed(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	const struct insn *in = &s->in;
+	uint64_t next = s->rip + in->len;
+	unsigned live_after = t->plan.step[i + 1].live, extra, a = t0_of(t);
+	const uint8_t *retry;
+	struct host_mem mem;
+
+	if (s->shape == S_JCC) {
+		bool taken = s->follow != next;
+
+		bt_need_host_flags(t);
+		if (taken || in->imm)
+			put_side_exit(t, i, condition(in) ^ taken, taken ? next : next + in->imm);
+		if (s->follow <= s->rip)
+			put_trace_poll(t, i, live_after, s->follow);
+		return;
+	}
+	if (in->op[0].type == OP_IMM && s->shape != S_RET) {
+		if (s->shape == S_CALL) {
+			bt_ready_flags(t, i);
+			mem = bt_put_stack_access(t, i, GPR_RSP, -8, t->e.p);
+			a = bt_free_scratch(t, mem);
+			t->held[a == t1_of(t)] = 0;
+			e_mov_imm(&t->e, a, next);
+			bt_put_store(t, mem, a);
+			e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+		}
+		if (s->follow <= s->rip)
+			put_trace_poll(t, i, live_after, s->follow);
+		return;
+	}
+	put_trace_poll(t, i, RFLAGS_ARITH, s->rip);
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	retry = t->e.p;
+	if (s->shape == S_RET) {
+		extra = in->nops && in->op[0].type == OP_IMM ? (unsigned)(in->imm & 0xffff) : 0;
+		bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, retry));
+		put_expect_or_go(t, i, a, 8 + extra);
+		return;
+	}
+	if (in->op[0].type == OP_GPR)
+		a = in->op[0].reg;
+	else
+		bt_put_load(t, a, bt_put_mem_access(t, i, retry));
+	if (s->shape == S_JMP) {
+		put_expect_or_go(t, i, a, 0);
+	} else {
+		put_expect(t, i, a);
+		mem = bt_put_stack_access(t, i, GPR_RSP, -8, retry);
+		if (s->access[ACCESS_STACK].span)
+			t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
+		a = bt_free_scratch(t, mem);
+		t->held[a == t1_of(t)] = 0;
+		e_mov_imm(&t->e, a, next);
+		bt_put_store(t, mem, a);
+		e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+	}
+}
+
+/* JRCXZ over `over` bytes.  No flags. */
+static void put_rcx_jump(struct trans *t, unsigned i, unsigned over)
+{
+	if (t->plan.step[i].in.addrsize == 4)
+		e8(&t->e, 0x67);
+	e8(&t->e, 0xe3);
+	e8(&t->e, over);
+}
+
+void bt_put_jrcxz(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	uint64_t next = s->rip + s->in.len, target = next + s->in.imm;
+
+	if (s->follow == next) {
+		put_rcx_jump(t, i, 2);
+		e8(&t->e, 0xeb); /* jmp over the way out */
+		e8(&t->e, 5);
+		bt_put_link(t, i, -1, target);
+		return;
+	}
+	put_rcx_jump(t, i, 5);
+	bt_put_link(t, i, -1, next);
+	if (!s->follow)
+		put_direct(t, i, target);
+	else if (target <= s->rip)
+		put_trace_poll(t, i, t->plan.step[i + 1].live, target);
+}
