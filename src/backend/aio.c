@@ -27,6 +27,7 @@ struct aio {
 	unsigned started;   /* of those, how many the kind has: at most AIO_DEPTH */
 
 	/* --- io_uring --- */
+	struct list cached; /* reads that the page cache answered */
 	struct io_uring ring;
 	struct loop_wake completed; /* its eventfd is the ring's */
 
@@ -251,15 +252,31 @@ static void uring_call(struct aio *a, struct aio_request *r)
 	threads_start(a, r);
 }
 
+/* Reads what the page cache has.  Returns whether that was all: io_uring would do the same while it is
+ * submitted, but then signal its eventfd, which costs more than the read. */
+static bool read_cached(struct aio_request *r)
+{
+	ssize_t got = preadv2(r->fd, r->iov + r->at, (int)part_iovecs(r), (off_t)(r->offset + (uint64_t)r->moved),
+			      RWF_NOWAIT);
+
+	/* No error is the last word, nor is the end of the file: the ring asks again. */
+	return got > 0 && part_ended(r, got);
+}
+
 static void uring_start(struct aio *a, struct aio_request *r)
 {
 	struct io_uring_sqe *sqe;
-	uint64_t offset = r->offset + (uint64_t)r->moved;
+	uint64_t offset;
 
 	if (r->op == AIO_CALL) {
 		uring_call(a, r);
 		return;
 	}
+	if (r->op == AIO_READ && read_cached(r)) {
+		list_put(&a->cached, r);
+		return;
+	}
+	offset = r->offset + (uint64_t)r->moved;
 	sqe = io_uring_get_sqe(&a->ring);
 	assert(sqe); /* the ring is as deep as what is started */
 	switch (r->op) {
@@ -286,7 +303,7 @@ static void uring_kick(struct aio *a)
 		ret = io_uring_submit(&a->ring);
 	while (ret == -EINTR || ret == -EAGAIN || ret == -EBUSY);
 	/* What the page cache had has ended at once: no need to wait for the loop. */
-	if (io_uring_cq_ready(&a->ring))
+	if (a->cached.first || io_uring_cq_ready(&a->ring))
 		a->wake(a->data);
 }
 
@@ -297,7 +314,9 @@ static struct aio_request *uring_reap(struct aio *a, bool wait)
 	int64_t result;
 
 	for (;;) {
-		r = threads_reap(a, false);
+		r = list_take(&a->cached);
+		if (!r)
+			r = threads_reap(a, false);
 		if (r)
 			return r;
 		if (io_uring_peek_cqe(&a->ring, &cqe)) {
@@ -315,7 +334,7 @@ static struct aio_request *uring_reap(struct aio *a, bool wait)
 		if (part_ended(r, result))
 			return r;
 		uring_start(a, r);
-		io_uring_submit(&a->ring);
+		io_uring_submit(&a->ring); /* or it is in `cached` */
 	}
 }
 
@@ -412,6 +431,7 @@ struct aio *aio_create(struct loop *loop, void (*wake)(void *data), void *data, 
 	a->wake = wake;
 	a->data = data;
 	list_init(&a->queue);
+	list_init(&a->cached);
 	list_init(&a->todo);
 	list_init(&a->finished);
 	pthread_mutex_init(&a->lock, NULL);
