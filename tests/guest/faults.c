@@ -600,6 +600,11 @@ static void controlled(void)
 	X("wrfsbase %%rbx; mov %%fs:8, %%rcx", 5, VEC_GP, 0, 0, BOTH, IN(RBX, 0x7ffffffffff8));
 	X("wrfsbase %%rbx; mov %%fs:-8(%%rdi), %%rcx", 5, VEC_PF, 0, MISSING + 8, BOTH, IN(RBX, MISSING),
 	  IN(RDI, 16));
+	X("wrgsbase %%rbx; rdgsbase %%rcx", 0, END, 0, 0, BOTH, IN(RBX, 0x123456789abc), INOUT(RCX, 0, 0x123456789abc));
+	X("wrgsbase %%rbx; rdgsbase %%ecx", 0, END, 0, 0, BOTH, IN(RBX, 0x123456789abc), INOUT(RCX, ~0ul, 0x56789abc));
+	X("wrfsbase %%ebx; rdfsbase %%rcx", 0, END, 0, 0, BOTH, IN(RBX, 0xffff123456789abc), INOUT(RCX, 0, 0x56789abc));
+	X("mov %%cs, %%cx", 0, END, 0, 0, KERNEL, INOUT(RCX, 0x1122334455667788, 0x1122334455660010));
+	X("mov %%cs, %%ecx", 0, END, 0, 0, KERNEL, INOUT(RCX, 0x1122334455667788, 0x10));
 	X("wrfsbase %%rbx", 0, END, 0, 0, BOTH, IN(RBX, 0));
 	X("wrgsbase %%rbx", 0, END, 0, 0, BOTH, IN(RBX, 0));
 	write_cr4(cr4 & ~(1ul << 18)); /* OSXSAVE */

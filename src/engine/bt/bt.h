@@ -428,6 +428,7 @@ struct bt_cache {
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
+#define MODE_FSGSBASE 0x40u  /* ... and RDFSBASE and its kin (CR4.FSGSBASE) */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */
 	struct trans *trans; /* the translator's working memory */
 	uint32_t live_blocks;

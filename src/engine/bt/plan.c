@@ -69,6 +69,11 @@ static bool is_conditional(const struct insn *in)
 	       in->mnemonic != ZYDIS_MNEMONIC_JKNZD && in->mnemonic != ZYDIS_MNEMONIC_JKZD;
 }
 
+unsigned insn_base_segment(const struct insn *in)
+{
+	return in->mnemonic == ZYDIS_MNEMONIC_RDFSBASE || in->mnemonic == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS;
+}
+
 static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 {
 	bool far = in->opcode_off < in->len && in->bytes[in->opcode_off] == 0xff && in->modrm_off &&
@@ -129,8 +134,18 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
 	case ZYDIS_MNEMONIC_MOV:
-		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG && in->opsize != 2)
+		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG)
 			return S_SELECTOR;
+		break;
+	case ZYDIS_MNEMONIC_RDFSBASE:
+	case ZYDIS_MNEMONIC_RDGSBASE:
+		if (mode & MODE_FSGSBASE)
+			return S_BASE_READ;
+		break;
+	case ZYDIS_MNEMONIC_WRFSBASE:
+	case ZYDIS_MNEMONIC_WRGSBASE:
+		if (mode & MODE_FSGSBASE)
+			return S_BASE_WRITE;
 		break;
 	case ZYDIS_MNEMONIC_MOVSB:
 	case ZYDIS_MNEMONIC_MOVSW:
@@ -447,7 +462,9 @@ static void follow_values(struct tracker *k, const struct step *s)
 	case S_SWAPGS: k->segment[SEG_GS] = k->next_id++; return;
 	case S_RDTSC: fresh(k, GPR_RAX), fresh(k, GPR_RDX), fresh(k, GPR_RCX); return;
 	case S_STRING: fresh(k, GPR_RCX), fresh(k, GPR_RSI), fresh(k, GPR_RDI); return;
-	case S_SELECTOR: fresh(k, d); return;
+	case S_SELECTOR:
+	case S_BASE_READ: fresh(k, d); return;
+	case S_BASE_WRITE: k->segment[insn_base_segment(in)] = k->next_id++; return;
 	default: break;
 	}
 	for (unsigned r = 0; r < GPR_COUNT; r++)

@@ -32,6 +32,8 @@ enum shape {
 	S_BITS,
 	S_PAUSE,
 	S_SELECTOR, /* of a segment register, to a register */
+	S_BASE_READ,  /* RDFSBASE, RDGSBASE */
+	S_BASE_WRITE, /* WRFSBASE, WRGSBASE */
 	S_STRING,   /* REP MOVS, REP STOS */
 	S_INTERP,     /* interpreted, then on */
 	S_INTERP_END, /* interpreted, then wherever it leads */
@@ -92,6 +94,9 @@ static inline int64_t step_disp(const struct step *s)
 {
 	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
 }
+
+/* Whose base RDFSBASE or one of its kin reads or writes. */
+unsigned insn_base_segment(const struct insn *in);
 
 /* Plans a trace along `path`; it may end early. */
 int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,

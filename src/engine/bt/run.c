@@ -97,6 +97,8 @@ static unsigned code_mode(const struct vcpu *v)
 {
 	unsigned mode = v->cr4 & CR4_TSD ? 0 : MODE_USER_TSC;
 
+	mode |= v->cr4 & CR4_FSGSBASE ? MODE_FSGSBASE : 0;
+
 	for (enum insn_vec c = VECTOR_NONE; c <= VECTOR_AVX512; c++)
 		mode |= (unsigned)bt_vector_allowed(v, c) << c;
 	return mode;
@@ -504,10 +506,14 @@ static int run_once(struct bt_vcpu *bv)
 		unsigned mode = code_mode(v);
 
 		bv->redispatch = false;
-		if (mode != bv->m->mode) {
+		if (unlikely(mode != bv->m->mode)) {
+			/* What is interpreted without FSGSBASE may stay so. */
+			bool stays = (mode ^ bv->m->mode) == MODE_FSGSBASE && (mode & MODE_FSGSBASE);
+
 			bv->m->mode = (uint8_t)mode;
 			bt_phase(bv, PHASE_FLUSH);
-			bt_cache_flush(bv->m);
+			if (!stays)
+				bt_cache_flush(bv->m);
 		}
 	}
 	if (v->irq_shadow || x86_alignment_checked(v) || (v->rflags & RFLAGS_TF) ||

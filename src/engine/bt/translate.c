@@ -341,13 +341,59 @@ static void put_string(struct trans *t, unsigned i)
 		t->m->sites[n].after_off = (uint32_t)(e->p - t->m->code);
 }
 
+static uint32_t segment_offset(unsigned seg, size_t member)
+{
+	return GS_OFFSET(v.seg) + seg * (uint32_t)sizeof(struct segment) + (uint32_t)member;
+}
+
 static void put_selector(struct trans *t, unsigned i)
 {
 	const struct insn *in = &t->plan.step[i].in;
+	uint32_t from = segment_offset(in->op[1].reg, offsetof(struct segment, selector));
 
-	e_gs(&t->e, 0x0fb7, in->op[0].reg, false, /* movzx r32, word */
-	     GS_OFFSET(v.seg) + in->op[1].reg * (uint32_t)sizeof(struct segment) +
-		 (uint32_t)offsetof(struct segment, selector));
+	if (in->opsize == 2) {
+		e8(&t->e, 0x66);
+		e_gs(&t->e, 0x8b, in->op[0].reg, false, from);
+	} else {
+		e_gs(&t->e, 0x0fb7, in->op[0].reg, false, from); /* movzx r32, word */
+	}
+}
+
+static void put_base_read(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+
+	e_gs(&t->e, 0x8b, in->op[0].reg, in->op[0].size == 8, segment_offset(insn_base_segment(in), offsetof(struct segment, base)));
+}
+
+/* The interpreter is for addresses that are not canonical, or only with five levels of page tables. */
+static void put_base_write(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+	uint32_t to = segment_offset(insn_base_segment(in), offsetof(struct segment, base));
+	unsigned a = t0_of(t), reg = in->op[0].reg;
+	struct bt_site *site;
+	uint8_t *rel;
+
+	t->held[0] = 0;
+	if (in->op[0].size == 4) {
+		e_mov32(&t->e, a, reg);
+		e_store_gs(&t->e, to, a);
+		return;
+	}
+	bt_about_to_clobber(t, t->plan.step[i].live);
+	e_mov(&t->e, a, reg);
+	for (unsigned shift = 0xe0; shift <= 0xf8; shift += 0x18) { /* shl, sar a, 16 */
+		e8(&t->e, 0x48 | (a >= 8));
+		e8(&t->e, 0xc1);
+		e8(&t->e, shift | (a & 7));
+		e8(&t->e, 16);
+	}
+	e_rr(&t->e, 0x39, a, reg, true);
+	rel = e_jcc(&t->e, CC_NE, t->e.p);
+	site = bt_leave_at(t, rel, SITE_INTERP, i);
+	e_store_gs(&t->e, to, reg);
+	site->after_off = (uint32_t)(t->e.p - t->m->code);
 }
 
 static void put_copy(struct trans *t, unsigned i, unsigned live_after)
@@ -467,6 +513,8 @@ static void put_step(struct trans *t, unsigned i)
 	case S_BITS: put_bits(t, i, live_after); break;
 	case S_PAUSE: put_pause(t, i); break;
 	case S_SELECTOR: put_selector(t, i); break;
+	case S_BASE_READ: put_base_read(t, i); break;
+	case S_BASE_WRITE: put_base_write(t, i); break;
 	case S_STRING: put_string(t, i); break;
 	case S_INTERP: put_interp(t, i, true); break;
 	default: put_interp(t, i, false);
