@@ -393,7 +393,7 @@ static void priorities(void)
 
 /* --- user mode and the fast system calls --- */
 
-u64 entry_rsp, entry_rcx, entry_r11, entry_flags, entry_cs, entry_ss, entry_how;
+u64 entry_rsp, entry_rcx, entry_r11, entry_flags, entry_cs, entry_ss, entry_how, return_r11;
 extern u8 syscall_entry[], sysenter_entry[];
 __asm__(".pushsection .text\n"
         "save_entry:\n"
@@ -405,13 +405,54 @@ __asm__(".pushsection .text\n"
         "	movq %rsp, %rbx; movq $boot_stack_top - 8000, %rsp\n"
         "	call save_entry; movq %rbx, %rsp; movq %rbx, entry_rsp(%rip)\n"
         "	cmpq $1, entry_how(%rip); je 1f\n"
-        "	sysretq\n"
+        "	cmpq $2, entry_how(%rip); jne 2f\n"
+        "	movq return_r11(%rip), %r11\n"
+        "2:	sysretq\n"
         "1:	sysretl\n"
         "sysenter_entry:\n"
         "	call save_entry\n"
         "	movq %r8, %rdx; movq %r9, %rcx\n"
         "	sysexitq\n"
         ".popsection");
+
+/* SYSCALL with these flags, masked by SFMASK; SYSRET with those in r11. */
+static void call_with_flags(u64 mask, u64 flags, u64 back)
+{
+	u64 regs[16] = {[RSP] = TOP(other_stack)}, at = CODE("syscall; nop");
+
+	wrmsr(0xc0000084, mask);
+	entry_how = 2;
+	return_r11 = back;
+	go(at, regs, flags, true);
+	check_eq(trap.f.vector, END);
+	check_eq(trap.f.rip, at + 2 + 1 + 2);
+	check_eq(trap.f.cs, 0x33);
+	check_eq(trap.f.ss, 0x2b);
+	check_eq(trap.f.rcx, at + 2);
+	check_eq(trap.f.r11, back);
+	check_eq(trap.f.rflags, (back & 0x3c7fd7) | 2);
+	check_eq(entry_rcx, at + 2);
+	check_eq(entry_r11, flags);
+	check_eq(entry_cs, 0x10);
+	check_eq(entry_ss, 0x18);
+	check_eq(entry_flags, (flags & ~mask) | 2);
+}
+
+static void calls_with_flags(void)
+{
+	static const u64 masks[] = {IF, IF | 0x400 | 1, IF | 0x40000, IF | 0x40000 | 0x8d5, IF | 0x40000 | 0x801, 0x257fd5};
+	static const u64 flags[] = {2, IF | 2, 0x8d7, 0x46 | IF, 0x883 | 0x400, 0x200002, 0x240ad7};
+
+	wrmsr(0xc0000081, 0x23ul << 48 | 0x10ul << 32); /* STAR */
+	wrmsr(0xc0000082, (u64)syscall_entry);          /* LSTAR */
+	for (unsigned m = 0; m < sizeof(masks) / sizeof(*masks); m++)
+		for (unsigned f = 0; f < sizeof(flags) / sizeof(*flags); f++)
+			for (unsigned b = 0; b < sizeof(flags) / sizeof(*flags); b++) {
+				call_with_flags(masks[m], flags[f], flags[b]);
+				call_with_flags(masks[m], flags[f], flags[b] | 0x3000); /* IOPL */
+				call_with_flags(masks[m], flags[f], flags[b] | 0xffffffff00000000);
+			}
+}
 
 static void fast_calls(void)
 {
@@ -492,5 +533,6 @@ int main(void)
 	nmi();
 	priorities();
 	fast_calls();
+	calls_with_flags();
 	return 0;
 }

@@ -89,8 +89,8 @@ static void put_direct(struct trans *t, unsigned i, uint64_t target)
 	bt_put_link(t, i, -1, target);
 }
 
-/* To the address in `reg`. */
-static void put_indirect(struct trans *t, unsigned reg)
+/* r10, r11 become the scratch pair, and r10 a copy of `reg` (GPR_NONE: of nothing). */
+static void put_canonical(struct trans *t, unsigned reg)
 {
 	unsigned a = t0_of(t), b = t1_of(t);
 	struct emit *e = &t->e;
@@ -99,13 +99,22 @@ static void put_indirect(struct trans *t, unsigned reg)
 		e_store_gs(e, GS_REG(GPR_R10), GPR_R10);
 	if (a != GPR_R11 && b != GPR_R11)
 		e_store_gs(e, GS_REG(GPR_R11), GPR_R11);
-	if (reg != GPR_R10)
+	if (reg != GPR_R10 && reg != GPR_NONE)
 		e_mov(e, GPR_R10, reg);
 	if (a != GPR_R10 && a != GPR_R11)
 		e_load_gs(e, a, GS_REG(a));
 	if (b != GPR_R10 && b != GPR_R11)
 		e_load_gs(e, b, GS_REG(b));
 	t->pair = PAIR_CANONICAL;
+	t->held[0] = t->held[1] = 0;
+}
+
+/* To the address in `reg`. */
+static void put_indirect(struct trans *t, unsigned reg)
+{
+	struct emit *e = &t->e;
+
+	put_canonical(t, reg);
 	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
 	e8(e, 0);
 	e_jcc(e, CC_NE, t->m->lookup_exit);
@@ -133,6 +142,54 @@ static void put_indirect(struct trans *t, unsigned reg)
 }
 
 _Static_assert(sizeof(struct jump_entry) == 16, "put_indirect shifts by 4");
+
+/* To a routine of runtime.S that takes r10 and r11. */
+static void put_routine(struct trans *t, const char *routine)
+{
+	e_mov_imm(&t->e, GPR_R11, (uint64_t)routine);
+	e8(&t->e, 0x41); /* jmp r11 */
+	e8(&t->e, 0xff);
+	e8(&t->e, 0xe3);
+}
+
+/* Unless C has prepared it (fast.c), the interpreter does it. */
+void bt_put_syscall(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	put_canonical(t, GPR_NONE);
+	e_gs(&t->e, 0x83, 7, true, GS_OFFSET(fast.enters)); /* cmp qword, 0 */
+	e8(&t->e, 0);
+	bt_leave_at(t, e_jcc(&t->e, CC_E, t->e.p), SITE_INTERP, i);
+	e_mov_imm(&t->e, GPR_R10, s->rip + s->in.len);
+	put_routine(t, bt_syscall);
+}
+
+void bt_put_sysret(struct trans *t, unsigned i)
+{
+	struct emit *e = &t->e;
+
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	put_canonical(t, GPR_NONE);
+	e_gs(e, 0x83, 7, true, GS_OFFSET(fast.returns)); /* cmp qword, 0 */
+	e8(e, 0);
+	bt_leave_at(t, e_jcc(e, CC_E, e->p), SITE_INTERP, i);
+	e_gs(e, 0x80, 7, false, GS_OFFSET(irq_wait)); /* cmp byte, 0 */
+	e8(e, 0);
+	bt_leave_at(t, e_jcc(e, CC_NE, e->p), SITE_INTERP, i);
+	e_gs(e, 0xf7, 0, false, GS_REG(GPR_R11)); /* test dword, imm */
+	e32(e, SYSRET_FLAGS & ~SYSRET_FAST_FLAGS);
+	bt_leave_at(t, e_jcc(e, CC_NE, e->p), SITE_INTERP, i);
+	e_mov(e, GPR_R10, GPR_RCX);
+	e_mov(e, GPR_R11, GPR_RCX);
+	e8(e, 0x49); /* shr r11, 47 */
+	e8(e, 0xc1);
+	e8(e, 0xeb);
+	e8(e, 47);
+	bt_leave_at(t, e_jcc(e, CC_NE, e->p), SITE_INTERP, i);
+	put_routine(t, bt_sysret);
+}
 
 /* The target of an indirect jump or call; returns the register that has it: t0 or the operand. */
 static unsigned put_target(struct trans *t, unsigned i, const uint8_t *retry)

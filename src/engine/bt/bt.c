@@ -65,6 +65,7 @@ static int read_switches(unsigned *dev, struct error *err)
 	    {"no-traces", DEV_NO_TRACES}, {"no-slots", DEV_NO_SLOTS}, {"no-sharing", DEV_NO_SHARING},
 	    {"eager", DEV_EAGER},	 {"flush", DEV_FLUSH},	     {"forget", DEV_FORGET},
 	    {"evict", DEV_EVICT},	 {"no-windows", DEV_NO_WINDOWS},
+	    {"no-fast-calls", DEV_NO_FAST_CALLS},
 	};
 	const char *at = getenv("TAKT_BT");
 
@@ -78,7 +79,7 @@ static int read_switches(unsigned *dev, struct error *err)
 		if (i == ARRAY_SIZE(switches))
 			return error_set(err, EINVAL,
 					 "TAKT_BT in the environment names no switch '%.*s': there are no-traces, "
-					 "no-slots, no-sharing, no-windows, eager, flush, evict, forget", (int)n, at);
+					 "no-slots, no-sharing, no-windows, no-fast-calls, eager, flush, evict, forget", (int)n, at);
 		*dev |= switches[i].bit;
 		at += n + (at[n] == ',');
 	}

@@ -344,6 +344,7 @@ enum {
 	DEV_EVICT = 32,  /* evict a segment of the code cache every so many look-ups */
 	DEV_FORGET = 64, /* flush slots and TLBs every so many look-ups */
 	DEV_NO_WINDOWS = 128,
+	DEV_NO_FAST_CALLS = 256,
 };
 
 struct bt_stats {
@@ -450,6 +451,19 @@ struct bt_notes {
 	} note[NOTES_MAX];
 };
 
+/* What SYSCALL and SYSRET need to stay in translated code (fast.c). */
+struct bt_fast {
+	uint64_t enters;          /* SYSCALL may: 0 or 1 */
+	struct bt_space *returns; /* SYSRET may, to this space; NULL: it may not */
+	struct jump_cache *kernel_jumps, *user_jumps;
+	const uint8_t *lookup_exit;
+	struct segment kernel_cs, kernel_ss, user_cs, user_ss;
+	bool valid; /* what is above was looked at */
+};
+/* Of RFLAGS: what SYSRET loads, and what it may load without the interpreter. */
+#define SYSRET_FLAGS 0x3c7fd7u
+#define SYSRET_FAST_FLAGS (RFLAGS_ARITH | RFLAGS_FIXED | RFLAGS_IF | RFLAGS_DF | RFLAGS_ID)
+
 struct bt_vcpu {
 	struct vcpu v; /* first: gs: offsets of v's members are the same */
 
@@ -475,6 +489,7 @@ struct bt_vcpu {
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 	uint64_t string_source; /* spill of a string instruction */
+	struct bt_fast fast;
 	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
 	 * canonical. */
 	uint64_t addend[CHUNK_MASK + 1];
@@ -551,7 +566,7 @@ static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
 extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[], bt_miss_read[],
-    bt_miss_write[];
+    bt_miss_write[], bt_syscall[], bt_sysret[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 
@@ -614,6 +629,15 @@ enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write);
 bool bt_window_settle(struct bt_vcpu *bv);
 void bt_window_flush_page(struct bt_vcpu *bv, gva_t va); /* in all windows */
 void bt_window_drop_writes(struct bt_vcpu *bv, gpa_t page);
+
+/* fast.c: what translated system calls rely on */
+void bt_fast_prepare(struct bt_vcpu *bv); /* translated code is about to run; the space has been selected */
+static inline void bt_fast_forget(struct bt_vcpu *bv) /* something of that changed */
+{
+	bv->fast.enters = 0;
+	bv->fast.returns = NULL;
+	bv->fast.valid = false;
+}
 
 /* cache.c: blocks, links, invalidation */
 int bt_cache_init(struct bt_cache *m, struct error *err);

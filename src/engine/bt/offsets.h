@@ -18,7 +18,28 @@
 #define BT_REFILL 5138
 #define BT_SLOT_FILLS 5140
 #define BT_SLOT_LOG 5148
-#define BT_SLOTS 633472
+#define BT_SLOTS 633600
+#define BT_SPACE_KERNEL 5104
+#define BT_JUMPS 5096
+#define BT_IF_FLAG 5124
+#define BT_AC_FLAG 5128
+#define FAST_RETURNS 70704
+#define FAST_KERNEL_JUMPS 70712
+#define FAST_USER_JUMPS 70720
+#define FAST_LOOKUP_EXIT 70728
+#define FAST_KERNEL_CS 70736
+#define FAST_KERNEL_SS 70752
+#define FAST_USER_CS 70768
+#define FAST_USER_SS 70784
+/* its struct vcpu */
+#define V_RFLAGS 136
+#define V_SFMASK 432
+#define V_LSTAR 416
+#define V_ATTENTION 144
+#define V_CS 168
+#define V_SS 184
+/* struct jump_cache */
+#define JUMP_MASK 32767
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

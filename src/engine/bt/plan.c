@@ -132,6 +132,11 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 		if (!user || (mode & MODE_USER_TSC))
 			return S_RDTSC;
 		break;
+	case ZYDIS_MNEMONIC_SYSCALL: return S_SYSCALL;
+	case ZYDIS_MNEMONIC_SYSRET:
+		if (!user && (in->rex & 8))
+			return S_SYSRET;
+		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
 	case ZYDIS_MNEMONIC_MOV:
 		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG)
@@ -203,8 +208,8 @@ static bool ignores_flags(const struct insn *in, enum shape shape)
 static void note_leaving(struct step *s)
 {
 	if (!ignores_flags(&s->in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
-	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_JRCXZ ||
-	    s->shape == S_JCC)
+	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_SYSCALL || s->shape == S_SYSRET ||
+	    s->shape == S_JRCXZ || s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 }
 
@@ -220,7 +225,7 @@ static void note_step(const struct bt_cache *m, bool user, struct step *s)
 		s->use |= 1u << GPR_RBP;
 	if (s->shape == S_RDTSC)
 		s->use |= 1u << GPR_RAX | 1u << GPR_RDX | 1u << GPR_RCX;
-	if (s->shape == S_JRCXZ)
+	if (s->shape == S_JRCXZ || s->shape == S_SYSCALL || s->shape == S_SYSRET)
 		s->use |= 1u << GPR_RCX;
 	if (s->shape == S_STRING)
 		s->use |= 1u << GPR_RCX | 1u << GPR_RDI | 1u << GPR_RSI | 1u << GPR_RAX;
@@ -522,6 +527,11 @@ static void find_live(struct plan *p)
 	}
 }
 
+static bool goes_elsewhere(enum shape shape)
+{
+	return (shape >= S_CALL && shape <= S_JCC) || shape == S_INTERP_END;
+}
+
 int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t gpa, uint64_t rip,
 	    const struct bt_binding *second)
 {
@@ -552,8 +562,7 @@ int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t
 			s->follow = rip + at; /* compilers put what is likely there */
 			continue;
 		}
-		if (s->shape == S_CALL || s->shape == S_RET || s->shape == S_JMP ||
-		    s->shape == S_JRCXZ || s->shape == S_JCC || s->shape == S_INTERP_END) {
+		if (goes_elsewhere(s->shape)) {
 			p->n++;
 			break;
 		}
@@ -580,7 +589,9 @@ static bool follows(struct step *s, bool first, uint64_t to)
 	bool direct = s->in.op[0].type == OP_IMM;
 
 	switch (s->shape) {
-	case S_INTERP_END: return false;
+	case S_INTERP_END:
+	case S_SYSCALL:
+	case S_SYSRET: return false;
 	case S_JCC: s->follow = to; return to == next || to == next + s->in.imm;
 	case S_JRCXZ:
 		s->follow = to;

@@ -19,6 +19,8 @@ enum shape {
 	S_CALL,
 	S_RET,
 	S_JMP,
+	S_SYSCALL,
+	S_SYSRET,
 	S_JRCXZ,
 	S_JCC,
 	S_CLI,

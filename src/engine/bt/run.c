@@ -29,6 +29,25 @@ AT(bt_vcpu, refill, BT_REFILL);
 AT(bt_vcpu, slot_fills, BT_SLOT_FILLS);
 AT(bt_vcpu, slot_log, BT_SLOT_LOG);
 AT(bt_vcpu, slots, BT_SLOTS);
+AT(bt_vcpu, space_kernel, BT_SPACE_KERNEL);
+AT(bt_vcpu, jumps, BT_JUMPS);
+AT(bt_vcpu, if_flag, BT_IF_FLAG);
+AT(bt_vcpu, ac_flag, BT_AC_FLAG);
+AT(bt_vcpu, fast.returns, FAST_RETURNS);
+AT(bt_vcpu, fast.kernel_jumps, FAST_KERNEL_JUMPS);
+AT(bt_vcpu, fast.user_jumps, FAST_USER_JUMPS);
+AT(bt_vcpu, fast.lookup_exit, FAST_LOOKUP_EXIT);
+AT(bt_vcpu, fast.kernel_cs, FAST_KERNEL_CS);
+AT(bt_vcpu, fast.kernel_ss, FAST_KERNEL_SS);
+AT(bt_vcpu, fast.user_cs, FAST_USER_CS);
+AT(bt_vcpu, fast.user_ss, FAST_USER_SS);
+AT(bt_vcpu, v.rflags, V_RFLAGS);
+AT(bt_vcpu, v.sfmask, V_SFMASK);
+AT(bt_vcpu, v.lstar, V_LSTAR);
+AT(bt_vcpu, v.attention, V_ATTENTION);
+AT(bt_vcpu, v.seg[SEG_CS], V_CS);
+AT(bt_vcpu, v.seg[SEG_SS], V_SS);
+_Static_assert(JUMP_ENTRIES - 1 == JUMP_MASK && sizeof(struct jump_entry) == 16, "runtime.S");
 AT(bt_site, host_off, SITE_HOST_OFF);
 AT(bt_site, user, SITE_USER);
 AT(bt_site, limit, SITE_LIMIT);
@@ -533,6 +552,7 @@ static int run_once(struct bt_vcpu *bv)
 		bt_interpret(bv, &rc);
 		return rc;
 	}
+	bt_fast_prepare(bv);
 	return run_translated(bv, pc);
 }
 
@@ -579,6 +599,7 @@ enum exit_reason bt_run_loop(struct bt_vcpu *bv)
 	bv->redispatch = true;
 	bv->irq_wait = 1;
 	bv->fetch_gpa = GPA_NONE;
+	bt_fast_forget(bv);
 	bt_trace_arm(bv);
 	for (bool ran = false;; ran = true) {
 		uint32_t bits = atomic_load_explicit(&v->attention, memory_order_relaxed);

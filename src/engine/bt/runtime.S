@@ -12,6 +12,7 @@
 #define SECOND (4096 << 5) /* from a TLB entry to that of the second row */
 
 	.text
+	.globl bt_syscall, bt_sysret
 	.globl bt_enter, bt_exit_common, bt_xsave, bt_xrstor, bt_vec_reset, bt_xstate_op, bt_xinuse
 	.globl bt_xstate_begin, bt_xstate_end, bt_xstate_failed
 	.type bt_enter, @function
@@ -180,6 +181,95 @@ bt_exit_common:
 	movq %gs:BT_SAVE + 16, %rdx
 	jmp *%gs:BT_LEAVE
 	.endm
+
+/* On to r10: another privilege level, so other jumps. */
+	.macro GO
+	cmpl $0, %gs:V_ATTENTION
+	jne 9f
+	movq %r10, %r11
+	shrq $12, %r11
+	xorl %r10d, %r11d
+	andl $JUMP_MASK, %r11d
+	shll $4, %r11d
+	addq %gs:BT_JUMPS, %r11
+	cmpq (%r11), %r10
+	jne 9f
+	jmp *8(%r11)
+9:	jmp *%gs:FAST_LOOKUP_EXIT
+	.endm
+
+	.macro MOVE to, from
+	movq %gs:\from, %r11
+	movq %r11, %gs:\to
+	.endm
+
+/* SYSCALL.  In: r10 = the next instruction, flags in gs:BT_ARITH; r10 and r11 are the scratch pair. */
+	.balign 64
+bt_syscall:
+	movq %r10, %rcx
+	movzwl %gs:BT_ARITH, %r10d
+	movl %r10d, %r11d
+	shrl $8, %r11d
+	andl $0xd5, %r11d
+	andl $1, %r10d
+	shll $11, %r10d
+	orl %r10d, %r11d
+	orl %gs:V_RFLAGS, %r11d
+	orl %gs:BT_IF_FLAG, %r11d
+	orl %gs:BT_AC_FLAG, %r11d
+	movq %r11, %gs:88
+	movl %gs:V_SFMASK, %r10d
+	notl %r10d
+	movl %gs:V_RFLAGS, %r11d
+	andl %r10d, %r11d
+	orl $2, %r11d
+	movq %r11, %gs:V_RFLAGS
+	movl $0, %gs:BT_IF_FLAG
+	movl $0, %gs:BT_AC_FLAG
+	movzbl %r10b, %r11d
+	shll $8, %r11d
+	shrl $11, %r10d
+	andl $1, %r10d
+	orl %r10d, %r11d
+	orl $0x200, %r11d
+	andw %r11w, %gs:BT_ARITH
+	MOVE V_CS, FAST_KERNEL_CS
+	MOVE V_CS + 8, FAST_KERNEL_CS + 8
+	MOVE V_SS, FAST_KERNEL_SS
+	MOVE V_SS + 8, FAST_KERNEL_SS + 8
+	MOVE BT_SPACE, BT_SPACE_KERNEL
+	MOVE BT_JUMPS, FAST_KERNEL_JUMPS
+	movq %gs:V_LSTAR, %r10
+	GO
+
+/* SYSRET to 64-bit code.  In: r10 = where to; the flags that the guest's r11 asks for are all among those that are
+ * loaded here. */
+	.balign 64
+bt_sysret:
+	movl %gs:88, %r11d
+	andl $0xd5, %r11d
+	orl $2, %r11d
+	shll $8, %r11d
+	movw %r11w, %gs:BT_ARITH
+	movl %gs:88, %r11d
+	shrl $11, %r11d
+	andl $1, %r11d
+	orw %r11w, %gs:BT_ARITH
+	movl %gs:88, %r11d
+	andl $0x200, %r11d
+	movl %r11d, %gs:BT_IF_FLAG
+	movl $0, %gs:BT_AC_FLAG
+	movl %gs:88, %r11d
+	andl $0x200400, %r11d /* ID, DF */
+	orl $2, %r11d
+	movq %r11, %gs:V_RFLAGS
+	MOVE V_CS, FAST_USER_CS
+	MOVE V_CS + 8, FAST_USER_CS + 8
+	MOVE V_SS, FAST_USER_SS
+	MOVE V_SS + 8, FAST_USER_SS + 8
+	MOVE BT_SPACE, FAST_RETURNS
+	MOVE BT_JUMPS, FAST_USER_JUMPS
+	GO
 
 	MISS bt_miss_read, TLB_READ_TAG
 	MISS bt_miss_write, TLB_WRITE_TAG

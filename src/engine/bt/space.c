@@ -126,6 +126,7 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 	shows_reset(m, s);
 	if (s->window)
 		s->window->stale = true;
+	bt_fast_forget(m->bv);
 }
 
 void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space)
@@ -188,6 +189,7 @@ static void space_reset_local(struct bt_cache *m, struct bt_space *s)
 	jumps_reset(m, &s->jump);
 	if (s->window)
 		s->window->stale = true;
+	bt_fast_forget(m->bv);
 }
 
 /* Room in a log for one more entry: returns its place, or FILL_LOG when the log is full. */
@@ -263,6 +265,7 @@ void bt_space_select(struct bt_vcpu *bv)
 		bv->set = set_find(bv, root);
 		bv->set->used = ++bv->stamp;
 		bv->space_kernel = NULL;
+		bt_fast_forget(bv);
 		if (bv->kernel_jumps->local)
 			jumps_reset(bv->m, bv->kernel_jumps);
 		slots_flush_local(bv);

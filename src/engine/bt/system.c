@@ -21,6 +21,7 @@ int bt_do_write_cr(struct bt_vcpu *bv, unsigned n, uint64_t value)
 	struct vcpu *v = &bv->v;
 	uint64_t old;
 
+	bt_fast_forget(bv);
 	switch (n) {
 	case 0:
 		old = v->cr0;
@@ -81,8 +82,10 @@ int bt_do_mov_special(struct bt_vcpu *bv, const struct insn *in)
 		return X86_FAULT;
 	if (to == OP_CR)
 		return bt_do_write_cr(bv, in->op[0].reg, bt_reg_read(v, in->op[1].reg, size));
-	if (to == OP_DR)
+	if (to == OP_DR) {
+		bt_fast_forget(bv); /* a breakpoint */
 		return x86_write_dr(v, in->op[0].reg, bt_reg_read(v, in->op[1].reg, size));
+	}
 	if (from == OP_DR) {
 		if (x86_read_dr(v, in->op[1].reg, &value))
 			return X86_FAULT;
@@ -191,6 +194,7 @@ int bt_do_read_or_write_msr(struct bt_vcpu *bv, bool write)
 	if (write) {
 		uint64_t efer = v->efer;
 
+		bt_fast_forget(bv);
 		if (x86_write_msr(v, msr, value))
 			return X86_FAULT;
 		if (efer != v->efer)

@@ -209,6 +209,7 @@ static bool chunk_open(struct bt_vcpu *bv, struct bt_window *w, uint64_t number)
 
 void bt_window_close(struct bt_vcpu *bv, struct bt_window *w)
 {
+	bt_fast_forget(bv);
 	if (bv->window == w)
 		addends_clear(bv);
 	for (unsigned i = 0; i < w->nchunks; i++) {
@@ -443,12 +444,14 @@ void bt_window_flush_page(struct bt_vcpu *bv, gva_t va)
 		struct shadow *s = w->open ? shadow_find(w, va) : NULL;
 
 		/* A large page goes with any of its addresses. */
-		if (w->huge)
+		if (w->huge) {
 			w->stale = true;
-		else if (s && s->large)
+			bt_fast_forget(bv);
+		} else if (s && s->large) {
 			drop_range(bv, w, s, 0, SHADOW_PAGES);
-		else if (s && s->page[i])
+		} else if (s && s->page[i]) {
 			drop_range(bv, w, s, i, i + 1);
+		}
 	}
 }
 
@@ -531,6 +534,7 @@ static void window_open(struct bt_vcpu *bv)
 			return;
 	w->open = true;
 	bv->space->window = w;
+	bt_fast_forget(bv);
 	bv->m->stats.windows++;
 	/* What it finds there was translated for another kind of access. */
 	bt_space_forget_jumps(bv, bv->space);
@@ -575,6 +579,7 @@ void bt_window_enter(struct bt_vcpu *bv)
 		for (unsigned i = 0; i < w->nchunks; i++)
 			addend_set(bv, w, i);
 		bv->window = w;
+		bt_fast_forget(bv);
 	}
 	if (bv->window_next)
 		fill_next(bv, w);
