@@ -45,7 +45,7 @@ variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),de
 BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 
 # --- flags -------------------------------------------------------------------------------------
-LIBS := -lext2fs -lcom_err -lcrypt -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -lpthread -lm
+LIBS := -lext2fs -lcom_err -lcrypt -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -ljansson -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
 	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread
@@ -211,6 +211,7 @@ bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/init
 install: $(BUILD)/takt
 	install -D -m 755 $(BUILD)/takt $(DESTDIR)$(PREFIX)/bin/takt
 	install -D -m 644 docs/takt.1 $(DESTDIR)$(PREFIX)/share/man/man1/takt.1
+	install -D -m 644 docs/machine.schema.json $(DESTDIR)$(PREFIX)/share/takt/machine.schema.json
 
 format:
 	$(CLANG_FORMAT) -i $(wildcard src/*/*.[ch] src/engine/*/*.[ch] tests/unit/*.[ch])

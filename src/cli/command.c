@@ -150,7 +150,7 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 		return error_set(err, errno, "cannot tell the current directory: %s",
 				 strerror(errno));
 	gethostname(host, sizeof(host) - 1);
-	for (char **arg = c->config.args; *arg; arg++)
+	for (const char *const *arg = c->config.args; *arg; arg++)
 		put_text(t, "arg", *arg);
 	for (char **var = environ; *var; var++)
 		put_text(t, "env", *var);

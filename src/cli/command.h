@@ -17,7 +17,7 @@
 struct command;
 
 struct command_config {
-	char **args; /* ends in NULL */
+	const char *const *args; /* ends in NULL */
 	const char *kernel, *modules;
 	const char *root;                   /* directory; NULL: "/" */
 	const struct option_list *writable; /* directories */

@@ -28,7 +28,9 @@
 #include "cli/gdb.h"
 #include "cli/images.h"
 #include "cli/nets.h"
+#include "cli/machine_file.h"
 #include "cli/options.h"
+#include "cli/run_options.h"
 #include "cli/shares.h"
 #include "engine/bt/options.h"
 #include "engine/kvm/host.h"
@@ -37,96 +39,15 @@
 #include "sched/monitor.h"
 #include "sched/sched.h"
 
-/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
- * on hardware-reduced ACPI, Linux would first try EFI and the BIOS.  The console's r is flow
- * control: Linux then holds input back while nobody reads, instead of losing it. */
-#define DEFAULT_CMDLINE "console=ttyS0,115200n8r panic=-1 reboot=a"
 #define COMMAND_CMDLINE DEFAULT_CMDLINE " quiet loglevel=3"
 
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
-#define NOT_GIVEN UINT64_MAX
 #define DEBUG_EXIT_PORT 0xf4 /* as in QEMU's customs */
-
-struct run_options {
-	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols, *vsock, *debug_exit, *gdb;
-	const char *root, *modules;
-	struct option_list disks, shares, nets, writable;
-	char **command; /* what is behind --, or NULL */
-	uint64_t memory, cpus, code_cache;
-	bool no_reboot, stats, perf_map, verbose;
-};
-
-static const struct option_spec specs[] = {
-    {"kernel", "FILE",
-     "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the "
-     "newest in /boot or takt's cache)",
-     OPTION_TEXT, offsetof(struct run_options, kernel)},
-    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)",
-     OPTION_TEXT, offsetof(struct run_options, initrd)},
-    {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
-     offsetof(struct run_options, append)},
-    {"disk", "FILE[,OPTION]...",
-     "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
-     "written is gone at the end), format=raw or qcow2, serial=TEXT",
-     OPTION_LIST, offsetof(struct run_options, disks)},
-    {"share", "DIR:TAG[,OPTION]...",
-     "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
-     "options: ro, cache=auto|always|none, locks, acl, squash",
-     OPTION_LIST, offsetof(struct run_options, shares)},
-    {"root", "DIR", "the command's root directory, which it cannot change (default: /)",
-     OPTION_TEXT, offsetof(struct run_options, root)},
-    {"rw", "DIR", "a directory that the command can change, at the same place; repeatable",
-     OPTION_LIST, offsetof(struct run_options, writable)},
-    {"modules", "DIR", "where the kernel's modules are: DIR/lib/modules/VERSION", OPTION_TEXT,
-     offsetof(struct run_options, modules)},
-    {"net", "KIND[,OPTION]...",
-     "a network card; kinds: user (hostfwd=tcp:[ADDR]:PORT-[GUEST]:PORT,\n"
-     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
-     "user,loopback=off)",
-     OPTION_LIST, offsetof(struct run_options, nets)},
-    {"vsock", "PATH[,cid=N]", "a Unix socket by which programs reach the guest's vsock ports",
-     OPTION_TEXT, offsetof(struct run_options, vsock)},
-    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)",
-     OPTION_SIZE, offsetof(struct run_options, memory)},
-    {"cpus", "N",
-     "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the "
-     "host has)",
-     OPTION_NUMBER, offsetof(struct run_options, cpus)},
-    {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
-     offsetof(struct run_options, cpu)},
-    {"engine", "NAME",
-     "kvm, bt (translator, any host) or auto: kvm where it is hardware (default: auto)",
-     OPTION_TEXT, offsetof(struct run_options, engine)},
-    {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
-     offsetof(struct run_options, code_cache)},
-    {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)",
-     OPTION_TEXT, offsetof(struct run_options, console)},
-    {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
-     offsetof(struct run_options, no_reboot)},
-    {"debug-exit", "[=PORT]",
-     "the guest's write of N to that port (default: 0xf4) ends takt with\n"
-     "status 2 * N + 1",
-     OPTION_CHOICE, offsetof(struct run_options, debug_exit)},
-    {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
-     offsetof(struct run_options, stats)},
-    {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
-     OPTION_TEXT, offsetof(struct run_options, counters)},
-    {"perf-map", NULL, "name translated code for perf in /tmp/perf-PID.map", OPTION_FLAG,
-     offsetof(struct run_options, perf_map)},
-    {"perf-jitdump", "DIR", "name translated code for perf inject in DIR/jit-PID.dump", OPTION_TEXT,
-     offsetof(struct run_options, perf_jitdump)},
-    {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
-     OPTION_TEXT, offsetof(struct run_options, symbols)},
-    {"gdb", "PORT|SOCKET", "wait for gdb there before the first instruction", OPTION_TEXT,
-     offsetof(struct run_options, gdb)},
-    {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
-     offsetof(struct run_options, verbose)},
-};
 
 struct run {
 	struct run_options options;
+	struct machine_file *file; /* what the options point into; NULL: they come from the command line */
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
@@ -500,7 +421,7 @@ static int open_image(struct run *r, struct error *err)
 
 static int make_machine(struct run *r, struct error *err)
 {
-	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache,
+	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache,
 					      .perf_map = r->options.perf_map,
 					      .perf_jitdump = r->options.perf_jitdump,
 					      .symbols = r->symbols};
@@ -767,15 +688,16 @@ static int run(struct run *r)
 
 static void print_help(void)
 {
-	puts("usage: takt run [OPTIONS]\n"
-	     "       takt run [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
+	puts("usage: takt run [FILE.json] [OPTIONS]\n"
+	     "       takt run [FILE.json] [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
 	     "Boots a machine; its serial console is this terminal.\n"
 	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n\n"
 	     "With a COMMAND: runs it in a machine as if it ran here, in this directory, as this "
 	     "user, with\n"
 	     "this host's files, whose changes are gone at the end (but for --rw), and ends with "
-	     "its status.\n");
-	options_help(specs, ARRAY_SIZE(specs));
+	     "its status.\n\n"
+	     "FILE.json describes a machine, see --print-config; the options given here go before it.\n");
+	options_help(run_specs, run_specs_count);
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
 	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
 	     "COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
@@ -797,34 +719,90 @@ static void set_defaults(struct run_options *o)
 				     : 1;
 }
 
+static int print_config(const struct run_options *options)
+{
+	struct error err;
+
+	if (!machine_file_write(options, stdout, &err))
+		return STATUS_OK;
+	log_error("%s", err.text);
+	return STATUS_ERROR;
+}
+
+/* The one word that may stand among the options. */
+static int take_file(const struct option_list *words, struct error *err)
+{
+	if (words->count && !machine_file_named(words->values[0]))
+		return error_set(err, EINVAL,
+				 "unexpected argument '%.100s': options begin with --, and a machine's "
+				 "description ends in .json",
+				 words->values[0]);
+	if (words->count > 1)
+		return error_set(err, EINVAL,
+				 "unexpected argument '%.100s': one machine's description is enough",
+				 words->values[1]);
+	return 0;
+}
+
+/* The description, if there is one, then the command line over it. */
+static int take_options(struct run *r, int argc, char **argv, struct error *err)
+{
+	struct option_list words = {0};
+	struct run_options given = RUN_OPTIONS_NONE;
+	const char *const *command = NULL;
+	int rc;
+
+	for (int i = 1; i < argc && !command; i++)
+		if (!strcmp(argv[i], "--")) {
+			command = (const char *const *)argv + i + 1;
+			argc = i;
+		}
+	r->options = given;
+	/* A value may look like a file's name: only a parser knows which word is one. */
+	rc = options_parse_over(run_specs, run_specs_count, argc, argv, &given, &words, err);
+	if (rc || (rc = take_file(&words, err)))
+		return rc;
+	if (words.count) {
+		r->file = machine_file_open(words.values[0], &r->options, err);
+		if (!r->file)
+			return -err->code;
+		words.count = 0;
+		rc = options_parse_over(run_specs, run_specs_count, argc, argv, &r->options, &words,
+					err);
+	} else {
+		rc = options_parse(run_specs, run_specs_count, argc, argv, &r->options, err);
+	}
+	if (rc)
+		return rc;
+	if (command)
+		r->options.command = command;
+	if (!r->options.engine)
+		r->options.engine = "auto";
+	return command && !command[0] ? error_set(err, EINVAL, "no command behind --") : 0;
+}
+
 int command_run(int argc, char **argv)
 {
 	static struct run r;
 	struct error err;
-	int rc;
+	int rc, status;
 
-	r.options = (struct run_options){.engine = "auto", .memory = NOT_GIVEN, .cpus = NOT_GIVEN};
 	r.event = NO_EVENT;
 	r.command_status = -1;
 	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
-	for (int i = 1; i < argc && !r.options.command; i++)
-		if (!strcmp(argv[i], "--")) {
-			r.options.command = argv + i + 1;
-			argc = i;
-		}
-	rc = options_parse(specs, ARRAY_SIZE(specs), argc, argv, &r.options, &err);
-	if (!rc && r.options.command && !r.options.command[0])
-		rc = error_set(&err, EINVAL, "no command behind --");
+	rc = take_options(&r, argc, argv, &err);
 	if (rc > 0) {
 		print_help();
-		return STATUS_OK;
-	}
-	if (rc < 0) {
+		status = STATUS_OK;
+	} else if (rc < 0) {
 		log_error("%s", err.text);
-		return STATUS_USAGE;
+		status = STATUS_USAGE;
+	} else {
+		if (r.options.verbose)
+			log_set_level(LOG_INFO);
+		set_defaults(&r.options);
+		status = r.options.print_config ? print_config(&r.options) : run(&r);
 	}
-	if (r.options.verbose)
-		log_set_level(LOG_INFO);
-	set_defaults(&r.options);
-	return run(&r);
+	machine_file_close(r.file);
+	return status;
 }
