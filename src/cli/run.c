@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "base/symbols.h"
+#include "base/trace.h"
 #include "chip/acpi.h"
 #include "cli/command.h"
 #include "cli/commands.h"
@@ -64,6 +65,7 @@ struct run {
 	struct vsock_option vsock;
 	uint16_t debug_exit_port; /* 0: none */
 	struct symbols *symbols;
+	struct trace *trace; /* NULL without --trace */
 	char cmdline[4096];
 	struct loop loop;
 	struct loop_signals signals;
@@ -442,6 +444,7 @@ static int make_machine(struct run *r, struct error *err)
 	    .vsock_path = r->options.vsock ? r->vsock.path : NULL,
 	    .vsock_cid = r->vsock.cid,
 	    .debug_exit_port = r->debug_exit_port,
+	    .trace = r->trace,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -464,6 +467,20 @@ static int open_symbols(struct run *r, struct error *err)
 		    "--symbols names code for perf: give --perf-map or --perf-jitdump, too");
 	r->symbols = symbols_open(r->options.symbols, err);
 	return r->symbols ? 0 : -err->code;
+}
+
+static int open_trace(struct run *r, struct error *err)
+{
+	unsigned whats;
+
+	if (!r->options.trace)
+		return r->options.trace_file
+			   ? error_set(err, EINVAL, "--trace-file: say with --trace what is to be in it")
+			   : 0;
+	if (trace_parse(r->options.trace, &whats, err))
+		return -err->code;
+	r->trace = trace_open(whats, r->options.trace_file, err);
+	return r->trace ? 0 : -err->code;
 }
 
 static int make_loop(struct run *r, struct error *err)
@@ -565,7 +582,7 @@ static int start(struct run *r, struct error *err)
 	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
 	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
 		return rc;
-	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
+	if ((rc = open_symbols(r, err)) || (rc = open_trace(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
 	if (r->command && (rc = command_start(r->command, err)))
@@ -646,6 +663,7 @@ static void release(struct run *r)
 		sched_destroy(r->sched);
 	if (r->machine)
 		machine_destroy(r->machine);
+	trace_close(r->trace);
 	disks_close(&r->disks);
 	shares_close(&r->shares);
 	nets_close(&r->nets);
@@ -797,6 +815,9 @@ int command_run(int argc, char **argv)
 	} else if (rc < 0) {
 		log_error("%s", err.text);
 		status = STATUS_USAGE;
+	} else if (r.options.trace && !strcmp(r.options.trace, "help")) {
+		trace_print_words();
+		status = STATUS_OK;
 	} else {
 		if (r.options.verbose)
 			log_set_level(LOG_INFO);

@@ -51,6 +51,12 @@ const struct option_spec run_specs[] = {
      "the guest's write of N to that port (default: 0xf4) ends takt with\n"
      "status 2 * N + 1",
      OPTION_CHOICE, .offset = offsetof(struct run_options, debug_exit)},
+    {"trace", "WHAT[,WHAT]...",
+     "a line for each event: exits, io, mmio, msr, irq, hypercalls or all\n(--trace help says "
+     "more)",
+     OPTION_TEXT, .offset = offsetof(struct run_options, trace)},
+    {"trace-file", "FILE", "where the trace goes, instead of standard error", OPTION_TEXT,
+     .offset = offsetof(struct run_options, trace_file), .path = PATH_WHOLE},
     {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
      .offset = offsetof(struct run_options, stats)},
     {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",

@@ -14,7 +14,7 @@
 
 struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols, *vsock, *debug_exit, *gdb;
+	    *symbols, *vsock, *debug_exit, *gdb, *trace, *trace_file;
 	const char *root, *modules;
 	struct option_list disks, shares, nets, writable;
 	const char *const *command; /* what is behind --, or NULL */
