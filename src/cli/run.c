@@ -8,6 +8,7 @@
  * status of its own.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -362,18 +363,27 @@ static int choose_debug_exit(struct run *r, struct error *err)
 	return 0;
 }
 
+static int cmdline_too_long(const struct run *r, struct error *err)
+{
+	return error_set(err, E2BIG, "--append: the kernel command line is longer than %zu characters",
+			 sizeof(r->cmdline) - 1);
+}
+
 static int make_cmdline(struct run *r, struct error *err)
 {
 	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
+	int n;
+
+	/* What is not Linux has no use for Linux's words. */
+	if (boot_image_protocol(&r->image) == BOOT_MULTIBOOT) {
+		n = snprintf(r->cmdline, sizeof(r->cmdline), "%s", append ? append : "");
+		return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
+	}
+	n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
 			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
 			 r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
 
-	if ((size_t)n >= sizeof(r->cmdline))
-		return error_set(err, E2BIG,
-				 "--append: the kernel command line is longer than %zu characters",
-				 sizeof(r->cmdline) - 1);
-	return 0;
+	return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
 }
 
 /* The kernel that --kernel names, that of the first disk, or the newest that is found elsewhere. */
@@ -410,6 +420,27 @@ static int choose_images(struct run *r, struct error *err)
 	return 0;
 }
 
+static int add_modules(struct run *r, struct error *err)
+{
+	const struct option_list *modules = &r->options.boot_modules;
+	char path[PATH_MAX];
+	int rc = 0;
+
+	if (modules->count && (r->disk_boot || r->command))
+		return error_set(err, EINVAL, "--module is for a kernel of your own: give --kernel%s",
+				 r->command ? ", and no command" : "");
+	for (unsigned i = 0; i < modules->count && !rc; i++) {
+		const char *rest = modules->values[i];
+
+		if (!option_part(&rest, path, sizeof(path)) || !path[0])
+			return error_set(err, EINVAL,
+					 "--module %.200s: no file, or its name is too long",
+					 modules->values[i]);
+		rc = boot_image_add_module(&r->image, path, rest ? rest : "", err);
+	}
+	return rc;
+}
+
 static int open_image(struct run *r, struct error *err)
 {
 	int rc = choose_images(r, err);
@@ -418,6 +449,8 @@ static int open_image(struct run *r, struct error *err)
 		rc = make_command(r, err);
 	if (!rc && !r->disk_boot)
 		rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err);
+	if (!rc)
+		rc = add_modules(r, err);
 	return rc ? rc : make_cmdline(r, err);
 }
 

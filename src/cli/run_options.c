@@ -2,11 +2,14 @@
 
 const struct option_spec run_specs[] = {
     {"kernel", "FILE",
-     "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the "
+     "kernel: bzImage, ELF or Multiboot (default: that of the first disk, which then\nis the root; "
+     "else the "
      "newest in /boot or takt's cache)",
      OPTION_TEXT, .offset = offsetof(struct run_options, kernel), .path = PATH_WHOLE},
     {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)",
      OPTION_TEXT, .offset = offsetof(struct run_options, initrd), .path = PATH_WHOLE},
+    {"module", "FILE[,TEXT]", "a file for a Multiboot or PVH kernel, with a text; repeatable",
+     OPTION_LIST, .offset = offsetof(struct run_options, boot_modules), .path = PATH_PART},
     {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
      .offset = offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",

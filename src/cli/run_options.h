@@ -16,7 +16,7 @@ struct run_options {
 	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
 	    *symbols, *vsock, *debug_exit, *gdb, *trace, *trace_file;
 	const char *root, *modules;
-	struct option_list disks, shares, nets, writable;
+	struct option_list boot_modules, disks, shares, nets, writable;
 	const char *const *command; /* what is behind --, or NULL */
 	uint64_t memory, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose, print_config;
