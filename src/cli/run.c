@@ -14,8 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/bootdisk.h"
 #include "backend/console.h"
 #include "base/clock.h"
 #include "base/fatal.h"
@@ -57,6 +59,8 @@ struct run {
 	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;
+	struct command_image root_image; /* no type: there is none */
+	char root_type[16];
 	struct command *command;    /* NULL unless the machine is for one */
 	_Atomic int command_status; /* -1: it has not ended */
 	char tail[2048];            /* of the serial console's output; a ring */
@@ -272,6 +276,44 @@ static void wake_ports(void *data)
 		machine_ports_wake(r->machine);
 }
 
+#define FORMAT_WORD ",format="
+
+/* --root of a file: DIR and FILE are told apart by what is there, FILE may have a format behind it. */
+static int open_root(struct run *r, struct error *err)
+{
+	const char *root = r->options.root, *format = root ? strstr(root, FORMAT_WORD) : NULL;
+	struct disk_config config = {.read_only = true, .serial = COMMAND_ROOT_SERIAL};
+	struct bootdisk_root found;
+	char path[PATH_MAX];
+	struct stat st;
+	int rc;
+
+	if (!root || (!stat(root, &st) && S_ISDIR(st.st_mode)))
+		return 0;
+	for (const char *next; format && (next = strstr(format + 1, FORMAT_WORD));)
+		format = next;
+	snprintf(path, sizeof(path), "%.*s", format ? (int)(format - root) : (int)strlen(root), root);
+	config.path = path;
+	config.format = format ? format + strlen(FORMAT_WORD) : NULL;
+	if (stat(path, &st))
+		return error_set(err, errno, "--root %s: %s", path, strerror(errno));
+	rc = disks_add(&r->disks, &config, err);
+	if (!rc)
+		rc = bootdisk_find_root(&found, r->disks.disk[r->disks.count - 1], path, err);
+	if (!rc && found.unclean) {
+		/* The guest's kernel replays the journal: into a file that is gone at the end. */
+		disk_close(r->disks.disk[--r->disks.count]);
+		config.read_only = false;
+		config.snapshot = true;
+		rc = disks_add(&r->disks, &config, err);
+	}
+	if (rc)
+		return rc;
+	snprintf(r->root_type, sizeof(r->root_type), "%s", found.type);
+	r->root_image = (struct command_image){.partition = found.partition, .type = r->root_type};
+	return 0;
+}
+
 static int make_command(struct run *r, struct error *err)
 {
 	const char *net = r->options.nets.count ? r->options.nets.values[0] : "user";
@@ -297,6 +339,10 @@ static int make_command(struct run *r, struct error *err)
 	if (r->options.initrd)
 		return error_set(err, EINVAL,
 				 "--initrd: a command brings its own; leave one of them out");
+	if (open_root(r, err))
+		return -err->code;
+	config.disks = r->disks.count;
+	config.image = r->root_image.type ? &r->root_image : NULL;
 	r->command = command_create(&config, &r->shares, err);
 	if (!r->command)
 		return -err->code;

@@ -21,7 +21,9 @@ const struct option_spec run_specs[] = {
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
      "options: ro, cache=auto|always|none, locks, acl, squash",
      OPTION_LIST, .offset = offsetof(struct run_options, shares), .path = PATH_PART},
-    {"root", "DIR", "the command's root directory, which it cannot change (default: /)",
+    {"root", "DIR|IMAGE",
+     "the command's root, which it cannot change: a directory, or a disk\n"
+     "image[,format=raw or qcow2] (default: /)",
      OPTION_TEXT, .offset = offsetof(struct run_options, root), .path = PATH_WHOLE},
     {"rw", "DIR", "a directory that the command can change, at the same place; repeatable",
      OPTION_LIST, .offset = offsetof(struct run_options, writable), .path = PATH_WHOLE},
