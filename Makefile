@@ -45,7 +45,7 @@ variant := $(strip $(filter-out gcc cc,$(compiler)) $(if $(filter 1,$(DEBUG)),de
 BUILD := build$(if $(variant),/$(subst $(space),-,$(variant)))
 
 # --- flags -------------------------------------------------------------------------------------
-LIBS := -lext2fs -lcom_err -lcrypt -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -lpthread -lm
+LIBS := -lext2fs -lcom_err -lcrypt -lZydis -lZycore -lzstd -llz4 -llzma -lz -lbz2 -llzo2 -luring -lslirp -ljansson -lpthread -lm
 TAKT_CFLAGS := -std=gnu17 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -Isrc -D_GNU_SOURCE -pthread \
 	-DTAKT_VERSION='"$(VERSION)"' $(if $(filter 1,$(DEBUG)),-Og,-O2) $(if $(WERROR),-Werror)
 TAKT_LDFLAGS := -pthread
@@ -81,6 +81,8 @@ GUEST_TEST_SRC := $(wildcard tests/guest/*.S tests/guest/*.c)
 GUEST_TEST_BIN := $(addprefix $(BUILD)/guest-tests/,$(basename $(notdir $(GUEST_TEST_SRC))))
 GUEST_LIB_SRC := $(wildcard tests/guest/lib/*.S tests/guest/lib/*.c)
 GUEST_LIB_OBJ := $(GUEST_LIB_SRC:tests/guest/lib/%=$(BUILD)/guest-tests/lib/%.o)
+# Multiboot kernels: build/.../guest-tests/boot/mbV as 32-bit ELF, mbV-64 as 64-bit ELF, mbV-flat as no ELF.
+MULTIBOOT_BIN := $(addprefix $(BUILD)/guest-tests/boot/,mb1 mb2 mb1-64 mb2-64 mb1-flat mb2-flat)
 # gcc whatever builds takt: what takt runs is the same, and clang's assembler lacks INT1 and far jumps.
 GUEST_CC = gcc
 GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-red-zone -mcmodel=kernel \
@@ -137,12 +139,27 @@ $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(UNIT_COMMON_OBJ) $(BUIL
 	$(say) LINK $@
 	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
-guest-tests: $(GUEST_TEST_BIN)
+guest-tests: $(GUEST_TEST_BIN) $(MULTIBOOT_BIN)
 
 $(BUILD)/guest-tests/lib/%.o: tests/guest/lib/% Makefile
 	@mkdir -p $(@D)
 	$(say) GUEST $@
 	$(Q)$(GUEST_CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
+
+MULTIBOOT_CFLAGS := -m32 -march=i686 -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -fno-stack-protector \
+	-fcf-protection=none -fno-asynchronous-unwind-tables -mgeneral-regs-only -O1 -Wall -Wextra -Wno-main
+$(BUILD)/guest-tests/boot/mb%.o: tests/guest/boot/multiboot.c Makefile
+	@mkdir -p $(@D)
+	$(say) GUEST $@
+	$(Q)$(GUEST_CC) $(MULTIBOOT_CFLAGS) -DVERSION=$(firstword $(subst -, ,$*)) -DADDRESSES=$(if $(findstring flat,$*),1,0) -c -o $@ $<
+$(BUILD)/guest-tests/boot/%.elf: $(BUILD)/guest-tests/boot/%.o tests/guest/boot/multiboot.ld
+	$(Q)ld -m elf_i386 --no-warn-rwx-segments --build-id=none -T tests/guest/boot/multiboot.ld -o $@ $<
+$(BUILD)/guest-tests/boot/mb1 $(BUILD)/guest-tests/boot/mb2: %: %.elf
+	$(Q)cp $< $@
+$(BUILD)/guest-tests/boot/%-64: $(BUILD)/guest-tests/boot/%.elf
+	$(Q)objcopy -O elf64-x86-64 $< $@
+$(BUILD)/guest-tests/boot/%-flat: $(BUILD)/guest-tests/boot/%-flat.elf
+	$(Q)objcopy -O binary $< $@
 
 $(BUILD)/guest-tests/%: tests/guest/%.S $(GUEST_LIB_OBJ) tests/guest/guest.ld Makefile
 	@mkdir -p $(@D)
@@ -211,6 +228,7 @@ bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/init
 install: $(BUILD)/takt
 	install -D -m 755 $(BUILD)/takt $(DESTDIR)$(PREFIX)/bin/takt
 	install -D -m 644 docs/takt.1 $(DESTDIR)$(PREFIX)/share/man/man1/takt.1
+	install -D -m 644 docs/machine.schema.json $(DESTDIR)$(PREFIX)/share/takt/machine.schema.json
 
 format:
 	$(CLANG_FORMAT) -i $(wildcard src/*/*.[ch] src/engine/*/*.[ch] tests/unit/*.[ch])

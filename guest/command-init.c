@@ -1,7 +1,7 @@
 /* First program of the machine of `takt run -- COMMAND`: makes a root for it, runs it, and carries its input
  * and output.
  *
- *   /lower  the shared root, read-only     ─┐
+ *   /lower  the root, read-only            ─┐     (shared by virtiofs, or a disk's file system)
  *   /upper  tmpfs: what is written          ─┴─ overlay ─▶ /new ─ chroot ─▶ COMMAND
  *
  *   port takt.stdin ──▶ pipe or terminal ──▶ COMMAND ──▶ pipes or terminal ──▶ takt.stdout, takt.stderr
@@ -49,6 +49,8 @@ struct list {
 static struct {
 	struct list args, env, modules, writable;
 	char *cwd, *hostname, *root, *groups;
+	char *image, *image_type; /* the root is on the disk of this serial number */
+	unsigned image_partition; /* 0: the whole disk */
 	unsigned uid, gid, terminals; /* terminals: bit n: descriptor n is one */
 	unsigned umask, columns, rows, network;
 } config;
@@ -117,6 +119,9 @@ static void take(char *key, char *value)
 	    {"rw", &config.writable, NULL, NULL},
 	    {"cwd", NULL, &config.cwd, NULL},
 	    {"root", NULL, &config.root, NULL},
+	    {"image", NULL, &config.image, NULL},
+	    {"image_type", NULL, &config.image_type, NULL},
+	    {"image_partition", NULL, NULL, &config.image_partition},
 	    {"hostname", NULL, &config.hostname, NULL},
 	    {"groups", NULL, &config.groups, NULL},
 	    {"uid", NULL, NULL, &config.uid},
@@ -246,9 +251,72 @@ static void try_mount(const char *source, const char *target, const char *type, 
 	mount(source, target, type, flags, data);
 }
 
+static bool has_serial(char letter)
+{
+	char path[64], serial[64];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/block/vd%c/serial", letter);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, serial, sizeof(serial) - 1);
+	close(fd);
+	serial[n > 0 ? n : 0] = 0;
+	serial[strcspn(serial, "\n")] = 0;
+	return !strcmp(serial, config.image);
+}
+
+/* The disk comes into being while its driver talks to it.  It is the last one. */
+static void find_image(char device[32])
+{
+	for (unsigned tries = 0; tries < 5000; tries++) {
+		for (char letter = 'z'; letter >= 'a'; letter--) {
+			struct stat st;
+
+			if (!has_serial(letter))
+				continue;
+			if (config.image_partition)
+				snprintf(device, 32, "/dev/vd%c%u", letter, config.image_partition);
+			else
+				snprintf(device, 32, "/dev/vd%c", letter);
+			if (!stat(device, &st))
+				return;
+		}
+		usleep(tries < 100 ? 200 : 2000);
+	}
+	die("this kernel does not show the disk with the root: it needs VIRTIO_BLK and VIRTIO_PCI, built "
+	    "in or as modules%s",
+	    config.image_partition ? ", and to know its partition table" : "");
+}
+
+static void mount_lower(void)
+{
+	char device[32];
+
+	if (!config.image) {
+		must_mount("takt.root", "/lower", "virtiofs", MS_RDONLY, NULL);
+		return;
+	}
+	find_image(device);
+	must_mount(device, "/lower", config.image_type, MS_RDONLY, NULL);
+}
+
+/* In the overlay: an image need not have the host's directories. */
+static void make_path(const char *path)
+{
+	char part[4200];
+
+	for (const char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+		snprintf(part, sizeof(part), "%.*s", (int)(slash - path), path);
+		mkdir(part, 0755);
+	}
+}
+
 static void make_root(void)
 {
-	must_mount("takt.root", "/lower", "virtiofs", MS_RDONLY, NULL);
+	mount_lower();
 	must_mount("tmpfs", "/upper", "tmpfs", 0, "mode=755,size=90%");
 	mkdir("/upper/files", 0755);
 	mkdir("/upper/work", 0755);
@@ -274,6 +342,7 @@ static void make_root(void)
 			die("a share without a directory");
 		*path = 0;
 		snprintf(target, sizeof(target), "/new%s", path + 1);
+		make_path(target);
 		must_mount(tag, target, "virtiofs", 0, NULL);
 		*path = ':';
 	}
@@ -389,7 +458,9 @@ static void run_command(const int fds[3], bool terminal)
 	setrlimit(RLIMIT_NOFILE, &files);
 	umask((mode_t)config.umask);
 	become_user();
-	if (chdir(config.cwd ? config.cwd : "/")) {
+	/* An image of another system need not have this host's directories. */
+	if (chdir(config.cwd ? config.cwd : "/") &&
+	    (!config.image || errno != ENOENT || chdir("/"))) {
 		dprintf(2, "takt: cannot change to the directory %s in the machine: %s\n",
 			config.cwd, strerror(errno));
 		_exit(STATUS_FAILED);

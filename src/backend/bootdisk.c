@@ -410,6 +410,109 @@ static int search_all(struct search *search, struct disk *d, const char *name, s
 	return ret;
 }
 
+/* --- a root for a command --- */
+
+static const struct {
+	const char *type, *magic;
+	uint64_t offset;
+	unsigned length;
+} magics[] = {
+    {"squashfs", "hsqs", 0, 4},
+    {"erofs", "\xe2\xe1\xf5\xe0", 1024, 4},
+    {"xfs", "XFSB", 0, 4},
+    {"btrfs", "_BHRfS_M", 64 * KiB + 64, 8},
+};
+
+/* Whether a partition has a file system; fills *root. */
+static int see_file_system(struct source *s, struct bootdisk_root *root)
+{
+	struct ext2_super_block sb;
+	char magic[8];
+
+	*root = (struct bootdisk_root){.partition = s->partition.number};
+	if (looks_sane(s)) {
+		int ret = disk_read_now(s->disk, s->partition.start + SUPERBLOCK, &sb, sizeof(sb));
+
+		root->unclean = le32toh(sb.s_feature_incompat) & EXT3_FEATURE_INCOMPAT_RECOVER;
+		strcpy(root->type, "ext4");
+		return ret ? ret : 1;
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(magics); i++) {
+		if (s->partition.size < magics[i].offset + magics[i].length)
+			continue;
+		if (disk_read_now(s->disk, s->partition.start + magics[i].offset, magic, magics[i].length))
+			return -EIO;
+		if (!memcmp(magic, magics[i].magic, magics[i].length)) {
+			strcpy(root->type, magics[i].type);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* How sure it is that a partition is the root. */
+enum { ROOT_NOT, ROOT_FILES, ROOT_SYSTEM, ROOT_MARKED };
+
+static int rate(struct source *s, struct bootdisk_root *root, const char *name, struct error *err)
+{
+	struct found found;
+	bool system = false;
+	int ret = see_file_system(s, root);
+
+	if (ret < 0)
+		return error_set(err, -ret, "cannot read disk %s: %s", name, strerror(-ret));
+	if (!ret)
+		return ROOT_NOT;
+	if (!strcmp(root->type, "ext4") && (ret = look_into(s, name, &found, &system, err)) == -EUCLEAN)
+		return error_set(err, EUCLEAN,
+				 "disk %s: the file system of partition %u (0: the whole disk) is damaged: repair "
+				 "it with e2fsck",
+				 name, s->partition.number);
+	if (ret < 0)
+		return ret;
+	return s->partition.root ? ROOT_MARKED : system ? ROOT_SYSTEM : ROOT_FILES;
+}
+
+int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *name, struct error *err)
+{
+	struct partition *p = calloc(PARTITIONS_MAX, sizeof(*p));
+	int n = p ? partitions_read(d, p) : -ENOMEM, best = ROOT_NOT, ret = 0;
+	unsigned candidates = 0;
+
+	initialize_ext2_error_table();
+	if (n == 0)
+		p[n++] = (struct partition){.size = d->size};
+	else if (n < 0)
+		ret = error_set(err, -n, "cannot read disk %s: %s", name, strerror(-n));
+	for (int i = 0; i < n && ret >= 0; i++) {
+		struct source s = {.disk = d, .partition = p[i]};
+		struct bootdisk_root seen;
+
+		ret = rate(&s, &seen, name, err);
+		if (ret <= ROOT_NOT)
+			continue;
+		candidates++;
+		if (ret > best) {
+			best = ret;
+			*root = seen;
+		}
+	}
+	free(p);
+	if (ret < 0)
+		return ret;
+	if (best == ROOT_NOT)
+		return error_set(err, ENOENT,
+				 "disk %s has no root file system that takt knows (ext2 to ext4, xfs, btrfs, "
+				 "squashfs, erofs)",
+				 name);
+	if (best == ROOT_FILES && candidates > 1)
+		return error_set(err, ENOENT,
+				 "disk %s has %u file systems, none of which looks like a root (/etc and /usr): "
+				 "mark one as a root partition, or copy it to an image of its own",
+				 name, candidates);
+	return 0;
+}
+
 int bootdisk_open(struct bootdisk *b, struct disk *d, const char *name, struct error *err)
 {
 	struct search search = {0};

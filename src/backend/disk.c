@@ -61,18 +61,35 @@ static bool is_qcow2(const struct disk_config *config)
 	return config->format && !strcmp(config->format, "qcow2");
 }
 
+const char *disk_format_by_name(const char *path)
+{
+	size_t n = strlen(path);
+
+	return n > 6 && !strcmp(path + n - 6, ".qcow2") ? "qcow2" : "raw";
+}
+
 /* Whether a file looks like what its format is not said to be.  Guests write the first bytes of raw
- * disks, so they never choose how takt reads them. */
+ * disks, so they never choose how takt reads them: the name does, and what is in the file must agree. */
 static int check_format(int fd, const struct disk_config *config, struct error *err)
 {
+	bool by_name = !config->format && !strcmp(disk_format_by_name(config->path), "qcow2");
 	char magic[4] = {0};
+	bool looks;
 
 	if (config->format && strcmp(config->format, "raw") && !is_qcow2(config))
 		return error_set(err, EINVAL,
 				 "disk %s: format=%s is not one takt has: there are raw and qcow2",
 				 config->path, config->format);
-	if (!config->format && pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
-	    !memcmp(magic, QCOW2_MAGIC, sizeof(magic)))
+	if (config->format)
+		return 0;
+	looks = pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
+		!memcmp(magic, QCOW2_MAGIC, sizeof(magic));
+	if (by_name && !looks)
+		return error_set(err, EINVAL,
+				 "disk %s has the name of a qcow2 image, but is none: give format=raw if it "
+				 "is a raw disk",
+				 config->path);
+	if (looks && !by_name)
 		return error_set(
 		    err, EINVAL,
 		    "disk %s looks like a qcow2 image: give format=qcow2 if it is one, "
@@ -113,13 +130,17 @@ int disk_open_file(const struct disk_config *config, struct error *err)
 	return ret;
 }
 
-static struct disk *open_layers(const struct disk_config *config, struct error *err)
+static struct disk *open_layers(const struct disk_config *given, struct error *err)
 {
+	struct disk_config settled = *given;
+	const struct disk_config *config = &settled;
 	int fd = disk_open_file(config, err);
 	struct disk *d, *over;
 
 	if (fd < 0)
 		return NULL;
+	if (!settled.format) /* they agree */
+		settled.format = disk_format_by_name(config->path);
 	d = is_qcow2(config) ? disk_qcow2_open(fd, config, err) : disk_raw_open(fd, config, err);
 	if (!d)
 		close(fd);

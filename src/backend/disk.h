@@ -73,12 +73,15 @@ struct disk {
 
 struct disk_config {
 	const char *path;
-	const char *format; /* "raw" or "qcow2"; NULL: raw, but refused if it looks like qcow2 */
+	const char *format; /* "raw" or "qcow2"; NULL: by its name, refused if it looks other */
 	const char *serial; /* for the guest, up to 20 characters; NULL: none */
 	bool read_only;
 	bool snapshot;  /* writes go elsewhere and are gone at the end */
 	unsigned depth; /* how many disks lie over this one */
 };
+
+/* "qcow2" for what ends in .qcow2, else "raw". */
+const char *disk_format_by_name(const char *path);
 
 /* Opens and locks what `path` names.  The sentence names it and says what to do. */
 struct disk *disk_open(const struct disk_config *config, struct error *err);

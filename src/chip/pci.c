@@ -121,6 +121,13 @@ void pci_window_write(struct pci_host *h, gpa_t gpa, unsigned size, uint64_t val
 		map->device->bar_write(map->device, map->bar, gpa - map->start, size, value);
 }
 
+const struct pci_device *pci_window_device(const struct pci_host *h, gpa_t gpa, unsigned size)
+{
+	const struct pci_map *map = find_map(h, gpa, size);
+
+	return map ? map->device : NULL;
+}
+
 /* --- config space --- */
 
 static bool touches(unsigned offset, unsigned size, unsigned first, unsigned last)

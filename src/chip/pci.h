@@ -107,5 +107,7 @@ void pci_port_write(struct pci_host *h, uint16_t port, unsigned size, uint32_t v
 /* Accesses to the windows. */
 uint64_t pci_window_read(struct pci_host *h, gpa_t gpa, unsigned size);
 void pci_window_write(struct pci_host *h, gpa_t gpa, unsigned size, uint64_t value);
+/* Whose BAR an access belongs to, or NULL. */
+const struct pci_device *pci_window_device(const struct pci_host *h, gpa_t gpa, unsigned size);
 
 #endif

@@ -150,7 +150,7 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 		return error_set(err, errno, "cannot tell the current directory: %s",
 				 strerror(errno));
 	gethostname(host, sizeof(host) - 1);
-	for (char **arg = c->config.args; *arg; arg++)
+	for (const char *const *arg = c->config.args; *arg; arg++)
 		put_text(t, "arg", *arg);
 	for (char **var = environ; *var; var++)
 		put_text(t, "env", *var);
@@ -168,12 +168,17 @@ static int put_process(const struct command *c, struct text *t, struct error *er
 
 /* --- shares --- */
 
-static int add_root(struct command *c, struct shares *shares, struct error *err)
+static int add_root(struct command *c, struct shares *shares, struct text *t, struct error *err)
 {
 	struct hostdir_config config = {
 	    .path = c->config.root ? c->config.root : "/", .read_only = true, .flat = true};
 
-	return shares_add(shares, &config, "takt.root", err);
+	if (!c->config.image)
+		return shares_add(shares, &config, "takt.root", err);
+	put_text(t, "image", COMMAND_ROOT_SERIAL);
+	put_text(t, "image_type", c->config.image->type);
+	put_number(t, "image_partition", c->config.image->partition);
+	return 0;
 }
 
 static int add_writable(struct command *c, struct shares *shares, struct text *t, struct error *err)
@@ -201,7 +206,7 @@ static int add_writable(struct command *c, struct shares *shares, struct text *t
 
 static int put_modules(struct command *c, struct archive *a, struct text *t, struct error *err)
 {
-	const char *names[8] = {"virtio_pci", "virtio_console", "virtiofs", "overlay"};
+	const char *names[12] = {"virtio_pci", "virtio_console", "virtiofs", "overlay"};
 	unsigned n = 4;
 	struct module *modules;
 	unsigned number = 0;
@@ -211,6 +216,10 @@ static int put_modules(struct command *c, struct archive *a, struct text *t, str
 		names[n++] = "virtio_net";
 	if (c->config.disks)
 		names[n++] = "virtio_blk";
+	if (c->config.image) {
+		names[n++] = "crc32c_generic"; /* of ext4, xfs and btrfs, which ask for it by its purpose */
+		names[n++] = c->config.image->type;
+	}
 	rc = modules_find(&modules, c->config.kernel, c->config.modules, names, err);
 
 	for (const struct module *m = modules; m && !rc; m = m->next) {
@@ -242,7 +251,7 @@ static int make_initrd(struct command *c, struct shares *shares, struct error *e
 	if (!rc)
 		rc = put_modules(c, &a, &t, err);
 	if (!rc)
-		rc = add_root(c, shares, err);
+		rc = add_root(c, shares, &t, err);
 	if (!rc)
 		rc = add_writable(c, shares, &t, err);
 	if (fclose(t.file) && !rc)

@@ -16,10 +16,19 @@
 
 struct command;
 
+/* A disk with the command's root file system, of serial number COMMAND_ROOT_SERIAL. */
+struct command_image {
+	unsigned partition; /* 0: the whole disk */
+	const char *type;   /* of the file system */
+};
+
+#define COMMAND_ROOT_SERIAL "takt.root"
+
 struct command_config {
-	char **args; /* ends in NULL */
+	const char *const *args; /* ends in NULL */
 	const char *kernel, *modules;
 	const char *root;                   /* directory; NULL: "/" */
+	const struct command_image *image;  /* a disk that is the root instead; NULL: none */
 	const struct option_list *writable; /* directories */
 	bool disks;                         /* there are some: the guest gets a driver for them */
 	bool network;                       /* the first card is takt's user network */

@@ -18,9 +18,9 @@ struct counters_options {
 
 static const struct option_spec specs[] = {
     {"watch", NULL, "print again each second, with what changed, until the machine ends",
-     OPTION_FLAG, offsetof(struct counters_options, watch)},
+     OPTION_FLAG, .offset = offsetof(struct counters_options, watch)},
     {"json", NULL, "print a JSON object; with --watch, one a line", OPTION_FLAG,
-     offsetof(struct counters_options, json)},
+     .offset = offsetof(struct counters_options, json)},
 };
 
 static const char *state_name(const struct counter_set *set, bool alive)

@@ -80,6 +80,18 @@ int disks_open(struct disks *disks, const struct option_list *options, struct er
 	return 0;
 }
 
+int disks_add(struct disks *disks, const struct disk_config *config, struct error *err)
+{
+	if (disks->count == MACHINE_DISKS_MAX)
+		return error_set(err, ENOSPC, "a machine has at most %d disks, the one of --root among them",
+				 MACHINE_DISKS_MAX);
+	disks->disk[disks->count] = disk_open(config, err);
+	if (!disks->disk[disks->count])
+		return -err->code;
+	disks->count++;
+	return 0;
+}
+
 void disks_close(struct disks *disks)
 {
 	while (disks->count)

@@ -14,6 +14,8 @@ struct disks {
 /* Opens FILE[,ro][,snapshot][,format=raw|qcow2][,serial=TEXT] of each.  -EINVAL, -ENOENT, -EBUSY ...
  * disks_close() also after an error. */
 int disks_open(struct disks *disks, const struct option_list *options, struct error *err);
+/* Opens one more, behind those. -ENOSPC: there is no room; else as disk_open(). */
+int disks_add(struct disks *disks, const struct disk_config *config, struct error *err);
 void disks_close(struct disks *disks);
 
 #endif

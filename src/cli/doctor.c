@@ -304,7 +304,7 @@ struct doctor_options {
 
 static const struct option_spec specs[] = {
     {"json", NULL, "print a JSON array of findings", OPTION_FLAG,
-     offsetof(struct doctor_options, json)},
+     .offset = offsetof(struct doctor_options, json)},
 };
 
 int command_doctor(int argc, char **argv)

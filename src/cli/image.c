@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/disk.h"
 #include "base/log.h"
 #include "base/nearest.h"
 #include "cli/commands.h"
@@ -85,10 +86,8 @@ int image_arguments(const struct image_usage *usage, int argc, char **argv, void
 
 const char *image_format(const char *said, const char *path, struct error *err)
 {
-	size_t n = strlen(path);
-
 	if (!said)
-		return n > 6 && !strcmp(path + n - 6, ".qcow2") ? "qcow2" : "raw";
+		return disk_format_by_name(path);
 	if (!strcmp(said, "raw") || !strcmp(said, "qcow2"))
 		return said;
 	error_set(err, EINVAL, "there is no image format '%s': there are raw and qcow2", said);

@@ -23,15 +23,15 @@ struct convert_options {
 
 static const struct option_spec specs[] = {
     {"from", "NAME", "format of FILE: raw or qcow2 (default: by its name)", OPTION_TEXT,
-     offsetof(struct convert_options, from)},
+     .offset = offsetof(struct convert_options, from)},
     {"format", "NAME", "format of COPY: raw or qcow2 (default: by its name)", OPTION_TEXT,
-     offsetof(struct convert_options, format)},
+     .offset = offsetof(struct convert_options, format)},
     {"compress", NULL, "with zstd, for a qcow2 COPY", OPTION_FLAG,
-     offsetof(struct convert_options, compress)},
+     .offset = offsetof(struct convert_options, compress)},
     {"cluster-size", "SIZE", "of a qcow2 COPY, 512 to 2M (default: 64K)", OPTION_SIZE,
-     offsetof(struct convert_options, cluster)},
+     .offset = offsetof(struct convert_options, cluster)},
     {"force", NULL, "replace COPY if it exists", OPTION_FLAG,
-     offsetof(struct convert_options, force)},
+     .offset = offsetof(struct convert_options, force)},
 };
 
 static bool is_zero(const uint8_t *p, size_t n)

@@ -19,18 +19,18 @@ struct create_options {
 
 static const struct option_spec specs[] = {
     {"size", "SIZE", "of the disk, with K, M, G or T (default: the backing file's)", OPTION_SIZE,
-     offsetof(struct create_options, size)},
+     .offset = offsetof(struct create_options, size)},
     {"format", "NAME",
      "raw or qcow2 (default: qcow2 if FILE ends in .qcow2 or has a\nbacking file)", OPTION_TEXT,
-     offsetof(struct create_options, format)},
+     .offset = offsetof(struct create_options, format)},
     {"backing", "FILE", "what is read where nothing was written; relative to the image",
-     OPTION_TEXT, offsetof(struct create_options, backing)},
+     OPTION_TEXT, .offset = offsetof(struct create_options, backing)},
     {"backing-format", "NAME", "of that: raw or qcow2 (default: by its name)", OPTION_TEXT,
-     offsetof(struct create_options, backing_format)},
+     .offset = offsetof(struct create_options, backing_format)},
     {"cluster-size", "SIZE", "of a qcow2 image, 512 to 2M (default: 64K)", OPTION_SIZE,
-     offsetof(struct create_options, cluster)},
+     .offset = offsetof(struct create_options, cluster)},
     {"force", NULL, "replace FILE if it exists", OPTION_FLAG,
-     offsetof(struct create_options, force)},
+     .offset = offsetof(struct create_options, force)},
 };
 
 /* Opens the backing file as a machine would, to know that it can be one, and its size. */

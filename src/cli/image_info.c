@@ -25,7 +25,7 @@ struct info_options {
 
 static const struct option_spec specs[] = {
     {"json", NULL, "print a JSON object; a backing file is one within it", OPTION_FLAG,
-     offsetof(struct info_options, json)},
+     .offset = offsetof(struct info_options, json)},
 };
 
 struct info {

@@ -69,7 +69,7 @@ static const struct option_spec *find(const struct option_spec *specs, size_t n,
 				      size_t len)
 {
 	for (size_t i = 0; i < n; i++) {
-		if (strlen(specs[i].name) == len && !memcmp(specs[i].name, name, len))
+		if (specs[i].type != OPTION_COMMAND && strlen(specs[i].name) == len && !memcmp(specs[i].name, name, len))
 			return &specs[i];
 	}
 	return NULL;
@@ -86,6 +86,8 @@ static int unknown(const struct option_spec *specs, size_t n, const char *name, 
 	for (size_t i = 0; i < n; i++) {
 		unsigned distance = nearest_distance(word, specs[i].name);
 
+		if (specs[i].type == OPTION_COMMAND)
+			continue;
 		if (len >= 2 && !strncmp(word, specs[i].name, len))
 			distance = 1;
 		if (distance < best_distance) {
@@ -109,6 +111,14 @@ static int add_to_list(const struct option_spec *spec, const char *value, struct
 	return 0;
 }
 
+static int set_flag(const struct option_spec *spec, const char *value, bool *flag, struct error *err)
+{
+	if (value && strcmp(value, "on") && strcmp(value, "off"))
+		return error_set(err, EINVAL, "--%s takes no value, or =on or =off", spec->name);
+	*flag = !value || !strcmp(value, "on");
+	return 0;
+}
+
 static int set_value(const struct option_spec *spec, const char *value, void *target,
 		     struct error *err)
 {
@@ -117,7 +127,7 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 	int rc = 0;
 
 	switch (spec->type) {
-	case OPTION_FLAG: *(bool *)member = true; break;
+	case OPTION_FLAG: return set_flag(spec, value, member, err);
 	case OPTION_TEXT: *(const char **)member = value; break;
 	case OPTION_LIST: return add_to_list(spec, value, member, err);
 	case OPTION_SIZE:
@@ -134,6 +144,7 @@ static int set_value(const struct option_spec *spec, const char *value, void *ta
 		if (rc || *end)
 			return error_set(err, EINVAL, "--%s %s: not a number", spec->name, value);
 		break;
+	case OPTION_COMMAND: break; /* no option */
 	}
 	return 0;
 }
@@ -149,9 +160,24 @@ static int add_word(const char *word, struct option_list *words, struct error *e
 	return 0;
 }
 
-int options_parse_words(const struct option_spec *specs, size_t n, int argc, char **argv,
-			void *target, struct option_list *words, struct error *err)
+/* As if nobody had set it.  False for what has no such value. */
+static bool take_back(const struct option_spec *spec, void *target)
 {
+	void *member = (char *)target + spec->offset;
+
+	switch (spec->type) {
+	case OPTION_TEXT:
+	case OPTION_CHOICE: *(const char **)member = NULL; return true;
+	case OPTION_LIST: ((struct option_list *)member)->count = 0; return true;
+	default: return false;
+	}
+}
+
+static int parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
+		 struct option_list *words, bool over, struct error *err)
+{
+	uint64_t begun = 0; /* lists, by their place in the table */
+
 	for (int i = 1; i < argc; i++) {
 		const char *arg = argv[i], *value = NULL, *equals;
 		const struct option_spec *spec;
@@ -172,21 +198,36 @@ int options_parse_words(const struct option_spec *specs, size_t n, int argc, cha
 		spec = find(specs, n, arg, len);
 		if (!spec)
 			return unknown(specs, n, arg, len, err);
-		if (spec->type == OPTION_FLAG && equals)
-			return error_set(err, EINVAL, "--%s takes no value", spec->name);
-		if (spec->type == OPTION_CHOICE)
-			value = equals ? equals + 1 : NULL;
-		else if (spec->type != OPTION_FLAG) {
-			value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+		value = equals ? equals + 1 : NULL;
+		if (spec->type != OPTION_CHOICE && spec->type != OPTION_FLAG && !value) {
+			value = i + 1 < argc ? argv[++i] : NULL;
 			if (!value)
 				return error_set(err, EINVAL, "--%s needs a value: --%s %s",
 						 spec->name, spec->name, spec->metavar);
+		}
+		if (over && value && !*value && take_back(spec, target))
+			continue;
+		if (spec->type == OPTION_LIST && !(begun & 1ull << (spec - specs))) {
+			((struct option_list *)((char *)target + spec->offset))->count = 0;
+			begun |= 1ull << (spec - specs);
 		}
 		rc = set_value(spec, value, target, err);
 		if (rc)
 			return rc;
 	}
 	return 0;
+}
+
+int options_parse_words(const struct option_spec *specs, size_t n, int argc, char **argv,
+			void *target, struct option_list *words, struct error *err)
+{
+	return parse(specs, n, argc, argv, target, words, false, err);
+}
+
+int options_parse_over(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
+		       struct option_list *words, struct error *err)
+{
+	return parse(specs, n, argc, argv, target, words, true, err);
 }
 
 int options_parse(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
@@ -201,6 +242,8 @@ void options_help(const struct option_spec *specs, size_t n)
 		const char *line = specs[i].help;
 		char left[64];
 
+		if (specs[i].type == OPTION_COMMAND)
+			continue;
 		const char *between = specs[i].type == OPTION_CHOICE ? "" : " ";
 
 		snprintf(left, sizeof(left), "--%s%s%s", specs[i].name,

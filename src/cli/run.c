@@ -8,19 +8,23 @@
  * status of its own.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/bootdisk.h"
 #include "backend/console.h"
 #include "base/clock.h"
 #include "base/fatal.h"
 #include "base/log.h"
 #include "base/loop.h"
 #include "base/symbols.h"
+#include "base/trace.h"
 #include "chip/acpi.h"
 #include "cli/command.h"
 #include "cli/commands.h"
@@ -28,7 +32,9 @@
 #include "cli/gdb.h"
 #include "cli/images.h"
 #include "cli/nets.h"
+#include "cli/machine_file.h"
 #include "cli/options.h"
+#include "cli/run_options.h"
 #include "cli/shares.h"
 #include "engine/bt/options.h"
 #include "engine/kvm/host.h"
@@ -37,96 +43,15 @@
 #include "sched/monitor.h"
 #include "sched/sched.h"
 
-/* A panic of Linux resets the machine at once (panic=-1), which takt reports as a panic.  reboot=a:
- * on hardware-reduced ACPI, Linux would first try EFI and the BIOS.  The console's r is flow
- * control: Linux then holds input back while nobody reads, instead of losing it. */
-#define DEFAULT_CMDLINE "console=ttyS0,115200n8r panic=-1 reboot=a"
 #define COMMAND_CMDLINE DEFAULT_CMDLINE " quiet loglevel=3"
 
 #define NO_EVENT (-1)
 #define CPUS_MAX 32
-#define NOT_GIVEN UINT64_MAX
 #define DEBUG_EXIT_PORT 0xf4 /* as in QEMU's customs */
-
-struct run_options {
-	const char *kernel, *initrd, *append, *engine, *cpu, *console, *counters, *perf_jitdump,
-	    *symbols, *vsock, *debug_exit, *gdb;
-	const char *root, *modules;
-	struct option_list disks, shares, nets, writable;
-	char **command; /* what is behind --, or NULL */
-	uint64_t memory, cpus, code_cache;
-	bool no_reboot, stats, perf_map, verbose;
-};
-
-static const struct option_spec specs[] = {
-    {"kernel", "FILE",
-     "kernel: bzImage or ELF (default: that of the first disk, which then\nis the root; else the "
-     "newest in /boot or takt's cache)",
-     OPTION_TEXT, offsetof(struct run_options, kernel)},
-    {"initrd", "FILE", "initramfs (default: none; without --kernel the disk's or takt's own)",
-     OPTION_TEXT, offsetof(struct run_options, initrd)},
-    {"append", "TEXT", "added to the kernel command line '" DEFAULT_CMDLINE "'", OPTION_TEXT,
-     offsetof(struct run_options, append)},
-    {"disk", "FILE[,OPTION]...",
-     "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
-     "written is gone at the end), format=raw or qcow2, serial=TEXT",
-     OPTION_LIST, offsetof(struct run_options, disks)},
-    {"share", "DIR:TAG[,OPTION]...",
-     "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
-     "options: ro, cache=auto|always|none, locks, acl, squash",
-     OPTION_LIST, offsetof(struct run_options, shares)},
-    {"root", "DIR", "the command's root directory, which it cannot change (default: /)",
-     OPTION_TEXT, offsetof(struct run_options, root)},
-    {"rw", "DIR", "a directory that the command can change, at the same place; repeatable",
-     OPTION_LIST, offsetof(struct run_options, writable)},
-    {"modules", "DIR", "where the kernel's modules are: DIR/lib/modules/VERSION", OPTION_TEXT,
-     offsetof(struct run_options, modules)},
-    {"net", "KIND[,OPTION]...",
-     "a network card; kinds: user (hostfwd=tcp:[ADDR]:PORT-[GUEST]:PORT,\n"
-     "restrict=on, loopback=off), tap=NAME, none; mac=ADDRESS (default:\n"
-     "user,loopback=off)",
-     OPTION_LIST, offsetof(struct run_options, nets)},
-    {"vsock", "PATH[,cid=N]", "a Unix socket by which programs reach the guest's vsock ports",
-     OPTION_TEXT, offsetof(struct run_options, vsock)},
-    {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)",
-     OPTION_SIZE, offsetof(struct run_options, memory)},
-    {"cpus", "N",
-     "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the "
-     "host has)",
-     OPTION_NUMBER, offsetof(struct run_options, cpus)},
-    {"cpu", "MODEL", "x86-64-v1 to -v4, default or max, then ,+FEATURE or ,-FEATURE", OPTION_TEXT,
-     offsetof(struct run_options, cpu)},
-    {"engine", "NAME",
-     "kvm, bt (translator, any host) or auto: kvm where it is hardware (default: auto)",
-     OPTION_TEXT, offsetof(struct run_options, engine)},
-    {"code-cache", "SIZE", "bound of the translator's code cache", OPTION_SIZE,
-     offsetof(struct run_options, code_cache)},
-    {"console", "TARGET", "serial console: stdio, none or a file to write (default: stdio)",
-     OPTION_TEXT, offsetof(struct run_options, console)},
-    {"no-reboot", NULL, "a guest that reboots ends takt", OPTION_FLAG,
-     offsetof(struct run_options, no_reboot)},
-    {"debug-exit", "[=PORT]",
-     "the guest's write of N to that port (default: 0xf4) ends takt with\n"
-     "status 2 * N + 1",
-     OPTION_CHOICE, offsetof(struct run_options, debug_exit)},
-    {"stats", NULL, "print counters and where the time went, at the end", OPTION_FLAG,
-     offsetof(struct run_options, stats)},
-    {"counters", "FILE", "keep counters in a file while the guest runs (see 'takt counters')",
-     OPTION_TEXT, offsetof(struct run_options, counters)},
-    {"perf-map", NULL, "name translated code for perf in /tmp/perf-PID.map", OPTION_FLAG,
-     offsetof(struct run_options, perf_map)},
-    {"perf-jitdump", "DIR", "name translated code for perf inject in DIR/jit-PID.dump", OPTION_TEXT,
-     offsetof(struct run_options, perf_jitdump)},
-    {"symbols", "FILE", "the guest kernel's System.map or /proc/kallsyms, for these names",
-     OPTION_TEXT, offsetof(struct run_options, symbols)},
-    {"gdb", "PORT|SOCKET", "wait for gdb there before the first instruction", OPTION_TEXT,
-     offsetof(struct run_options, gdb)},
-    {"verbose", NULL, "say more about what takt does", OPTION_FLAG,
-     offsetof(struct run_options, verbose)},
-};
 
 struct run {
 	struct run_options options;
+	struct machine_file *file; /* what the options point into; NULL: they come from the command line */
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
@@ -134,6 +59,8 @@ struct run {
 	char root[IMAGES_ROOT_MAX];
 	struct disks disks;
 	struct shares shares;
+	struct command_image root_image; /* no type: there is none */
+	char root_type[16];
 	struct command *command;    /* NULL unless the machine is for one */
 	_Atomic int command_status; /* -1: it has not ended */
 	char tail[2048];            /* of the serial console's output; a ring */
@@ -143,6 +70,7 @@ struct run {
 	struct vsock_option vsock;
 	uint16_t debug_exit_port; /* 0: none */
 	struct symbols *symbols;
+	struct trace *trace; /* NULL without --trace */
 	char cmdline[4096];
 	struct loop loop;
 	struct loop_signals signals;
@@ -348,6 +276,44 @@ static void wake_ports(void *data)
 		machine_ports_wake(r->machine);
 }
 
+#define FORMAT_WORD ",format="
+
+/* --root of a file: DIR and FILE are told apart by what is there, FILE may have a format behind it. */
+static int open_root(struct run *r, struct error *err)
+{
+	const char *root = r->options.root, *format = root ? strstr(root, FORMAT_WORD) : NULL;
+	struct disk_config config = {.read_only = true, .serial = COMMAND_ROOT_SERIAL};
+	struct bootdisk_root found;
+	char path[PATH_MAX];
+	struct stat st;
+	int rc;
+
+	if (!root || (!stat(root, &st) && S_ISDIR(st.st_mode)))
+		return 0;
+	for (const char *next; format && (next = strstr(format + 1, FORMAT_WORD));)
+		format = next;
+	snprintf(path, sizeof(path), "%.*s", format ? (int)(format - root) : (int)strlen(root), root);
+	config.path = path;
+	config.format = format ? format + strlen(FORMAT_WORD) : NULL;
+	if (stat(path, &st))
+		return error_set(err, errno, "--root %s: %s", path, strerror(errno));
+	rc = disks_add(&r->disks, &config, err);
+	if (!rc)
+		rc = bootdisk_find_root(&found, r->disks.disk[r->disks.count - 1], path, err);
+	if (!rc && found.unclean) {
+		/* The guest's kernel replays the journal: into a file that is gone at the end. */
+		disk_close(r->disks.disk[--r->disks.count]);
+		config.read_only = false;
+		config.snapshot = true;
+		rc = disks_add(&r->disks, &config, err);
+	}
+	if (rc)
+		return rc;
+	snprintf(r->root_type, sizeof(r->root_type), "%s", found.type);
+	r->root_image = (struct command_image){.partition = found.partition, .type = r->root_type};
+	return 0;
+}
+
 static int make_command(struct run *r, struct error *err)
 {
 	const char *net = r->options.nets.count ? r->options.nets.values[0] : "user";
@@ -373,6 +339,10 @@ static int make_command(struct run *r, struct error *err)
 	if (r->options.initrd)
 		return error_set(err, EINVAL,
 				 "--initrd: a command brings its own; leave one of them out");
+	if (open_root(r, err))
+		return -err->code;
+	config.disks = r->disks.count;
+	config.image = r->root_image.type ? &r->root_image : NULL;
 	r->command = command_create(&config, &r->shares, err);
 	if (!r->command)
 		return -err->code;
@@ -439,18 +409,27 @@ static int choose_debug_exit(struct run *r, struct error *err)
 	return 0;
 }
 
+static int cmdline_too_long(const struct run *r, struct error *err)
+{
+	return error_set(err, E2BIG, "--append: the kernel command line is longer than %zu characters",
+			 sizeof(r->cmdline) - 1);
+}
+
 static int make_cmdline(struct run *r, struct error *err)
 {
 	const char *append = r->options.append;
-	int n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
+	int n;
+
+	/* What is not Linux has no use for Linux's words. */
+	if (boot_image_protocol(&r->image) == BOOT_MULTIBOOT) {
+		n = snprintf(r->cmdline, sizeof(r->cmdline), "%s", append ? append : "");
+		return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
+	}
+	n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
 			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
 			 r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
 
-	if ((size_t)n >= sizeof(r->cmdline))
-		return error_set(err, E2BIG,
-				 "--append: the kernel command line is longer than %zu characters",
-				 sizeof(r->cmdline) - 1);
-	return 0;
+	return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
 }
 
 /* The kernel that --kernel names, that of the first disk, or the newest that is found elsewhere. */
@@ -487,6 +466,27 @@ static int choose_images(struct run *r, struct error *err)
 	return 0;
 }
 
+static int add_modules(struct run *r, struct error *err)
+{
+	const struct option_list *modules = &r->options.boot_modules;
+	char path[PATH_MAX];
+	int rc = 0;
+
+	if (modules->count && (r->disk_boot || r->command))
+		return error_set(err, EINVAL, "--module is for a kernel of your own: give --kernel%s",
+				 r->command ? ", and no command" : "");
+	for (unsigned i = 0; i < modules->count && !rc; i++) {
+		const char *rest = modules->values[i];
+
+		if (!option_part(&rest, path, sizeof(path)) || !path[0])
+			return error_set(err, EINVAL,
+					 "--module %.200s: no file, or its name is too long",
+					 modules->values[i]);
+		rc = boot_image_add_module(&r->image, path, rest ? rest : "", err);
+	}
+	return rc;
+}
+
 static int open_image(struct run *r, struct error *err)
 {
 	int rc = choose_images(r, err);
@@ -495,12 +495,14 @@ static int open_image(struct run *r, struct error *err)
 		rc = make_command(r, err);
 	if (!rc && !r->disk_boot)
 		rc = boot_image_open(&r->image, r->options.kernel, r->options.initrd, err);
+	if (!rc)
+		rc = add_modules(r, err);
 	return rc ? rc : make_cmdline(r, err);
 }
 
 static int make_machine(struct run *r, struct error *err)
 {
-	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache,
+	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache,
 					      .perf_map = r->options.perf_map,
 					      .perf_jitdump = r->options.perf_jitdump,
 					      .symbols = r->symbols};
@@ -521,6 +523,7 @@ static int make_machine(struct run *r, struct error *err)
 	    .vsock_path = r->options.vsock ? r->vsock.path : NULL,
 	    .vsock_cid = r->vsock.cid,
 	    .debug_exit_port = r->debug_exit_port,
+	    .trace = r->trace,
 	    .loop = &r->loop,
 	    .console_tx = machine_tx,
 	    .console_room = machine_room,
@@ -543,6 +546,20 @@ static int open_symbols(struct run *r, struct error *err)
 		    "--symbols names code for perf: give --perf-map or --perf-jitdump, too");
 	r->symbols = symbols_open(r->options.symbols, err);
 	return r->symbols ? 0 : -err->code;
+}
+
+static int open_trace(struct run *r, struct error *err)
+{
+	unsigned whats;
+
+	if (!r->options.trace)
+		return r->options.trace_file
+			   ? error_set(err, EINVAL, "--trace-file: say with --trace what is to be in it")
+			   : 0;
+	if (trace_parse(r->options.trace, &whats, err))
+		return -err->code;
+	r->trace = trace_open(whats, r->options.trace_file, err);
+	return r->trace ? 0 : -err->code;
 }
 
 static int make_loop(struct run *r, struct error *err)
@@ -644,7 +661,7 @@ static int start(struct run *r, struct error *err)
 	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
 	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
 		return rc;
-	if ((rc = open_symbols(r, err)) || (rc = make_loop(r, err)) ||
+	if ((rc = open_symbols(r, err)) || (rc = open_trace(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
 	if (r->command && (rc = command_start(r->command, err)))
@@ -725,6 +742,7 @@ static void release(struct run *r)
 		sched_destroy(r->sched);
 	if (r->machine)
 		machine_destroy(r->machine);
+	trace_close(r->trace);
 	disks_close(&r->disks);
 	shares_close(&r->shares);
 	nets_close(&r->nets);
@@ -767,15 +785,16 @@ static int run(struct run *r)
 
 static void print_help(void)
 {
-	puts("usage: takt run [OPTIONS]\n"
-	     "       takt run [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
+	puts("usage: takt run [FILE.json] [OPTIONS]\n"
+	     "       takt run [FILE.json] [OPTIONS] -- COMMAND [ARGUMENT]...\n\n"
 	     "Boots a machine; its serial console is this terminal.\n"
 	     "Ctrl-a x quits, Ctrl-a h helps, Ctrl-a Ctrl-a sends Ctrl-a.\n\n"
 	     "With a COMMAND: runs it in a machine as if it ran here, in this directory, as this "
 	     "user, with\n"
 	     "this host's files, whose changes are gone at the end (but for --rw), and ends with "
-	     "its status.\n");
-	options_help(specs, ARRAY_SIZE(specs));
+	     "its status.\n\n"
+	     "FILE.json describes a machine, see --print-config; the options given here go before it.\n");
+	options_help(run_specs, run_specs_count);
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
 	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
 	     "COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
@@ -797,34 +816,93 @@ static void set_defaults(struct run_options *o)
 				     : 1;
 }
 
+static int print_config(const struct run_options *options)
+{
+	struct error err;
+
+	if (!machine_file_write(options, stdout, &err))
+		return STATUS_OK;
+	log_error("%s", err.text);
+	return STATUS_ERROR;
+}
+
+/* The one word that may stand among the options. */
+static int take_file(const struct option_list *words, struct error *err)
+{
+	if (words->count && !machine_file_named(words->values[0]))
+		return error_set(err, EINVAL,
+				 "unexpected argument '%.100s': options begin with --, and a machine's "
+				 "description ends in .json",
+				 words->values[0]);
+	if (words->count > 1)
+		return error_set(err, EINVAL,
+				 "unexpected argument '%.100s': one machine's description is enough",
+				 words->values[1]);
+	return 0;
+}
+
+/* The description, if there is one, then the command line over it. */
+static int take_options(struct run *r, int argc, char **argv, struct error *err)
+{
+	struct option_list words = {0};
+	struct run_options given = RUN_OPTIONS_NONE;
+	const char *const *command = NULL;
+	int rc;
+
+	for (int i = 1; i < argc && !command; i++)
+		if (!strcmp(argv[i], "--")) {
+			command = (const char *const *)argv + i + 1;
+			argc = i;
+		}
+	r->options = given;
+	/* A value may look like a file's name: only a parser knows which word is one. */
+	rc = options_parse_over(run_specs, run_specs_count, argc, argv, &given, &words, err);
+	if (rc || (rc = take_file(&words, err)))
+		return rc;
+	if (words.count) {
+		r->file = machine_file_open(words.values[0], &r->options, err);
+		if (!r->file)
+			return -err->code;
+		words.count = 0;
+		rc = options_parse_over(run_specs, run_specs_count, argc, argv, &r->options, &words,
+					err);
+	} else {
+		rc = options_parse(run_specs, run_specs_count, argc, argv, &r->options, err);
+	}
+	if (rc)
+		return rc;
+	if (command)
+		r->options.command = command;
+	if (!r->options.engine)
+		r->options.engine = "auto";
+	return command && !command[0] ? error_set(err, EINVAL, "no command behind --") : 0;
+}
+
 int command_run(int argc, char **argv)
 {
 	static struct run r;
 	struct error err;
-	int rc;
+	int rc, status;
 
-	r.options = (struct run_options){.engine = "auto", .memory = NOT_GIVEN, .cpus = NOT_GIVEN};
 	r.event = NO_EVENT;
 	r.command_status = -1;
 	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
-	for (int i = 1; i < argc && !r.options.command; i++)
-		if (!strcmp(argv[i], "--")) {
-			r.options.command = argv + i + 1;
-			argc = i;
-		}
-	rc = options_parse(specs, ARRAY_SIZE(specs), argc, argv, &r.options, &err);
-	if (!rc && r.options.command && !r.options.command[0])
-		rc = error_set(&err, EINVAL, "no command behind --");
+	rc = take_options(&r, argc, argv, &err);
 	if (rc > 0) {
 		print_help();
-		return STATUS_OK;
-	}
-	if (rc < 0) {
+		status = STATUS_OK;
+	} else if (rc < 0) {
 		log_error("%s", err.text);
-		return STATUS_USAGE;
+		status = STATUS_USAGE;
+	} else if (r.options.trace && !strcmp(r.options.trace, "help")) {
+		trace_print_words();
+		status = STATUS_OK;
+	} else {
+		if (r.options.verbose)
+			log_set_level(LOG_INFO);
+		set_defaults(&r.options);
+		status = r.options.print_config ? print_config(&r.options) : run(&r);
 	}
-	if (r.options.verbose)
-		log_set_level(LOG_INFO);
-	set_defaults(&r.options);
-	return run(&r);
+	machine_file_close(r.file);
+	return status;
 }

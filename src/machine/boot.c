@@ -4,6 +4,8 @@
  *   0x00800  PVH memory map 0x09000  page tables (identity map)        0xe0000  ACPI (chip/acpi.c)
  *                                                                      0xffff0  BIOS reset entry
  *
+ * Multiboot's information is where boot_params and page tables are for Linux.
+ *
  * The initramfs goes as high as it may below 3 GiB, the kernel anywhere else above 1 MiB: with
  * KASLR at random, without at its preferred address.
  *
@@ -22,6 +24,7 @@
 #include <unistd.h>
 
 #include "machine/boot_elf.h"
+#include "machine/boot_multiboot.h"
 #include "machine/boot_unpack.h"
 #include "mem/ram.h"
 #include "x86/cpuid.h"
@@ -34,6 +37,10 @@
 #define TABLES_END 0x20000
 #define CMDLINE_GPA 0x20000
 #define CMDLINE_MAX 0x10000
+#define MODULE_TEXTS_GPA TABLES_GPA /* of PVH, which needs no page tables */
+#define MODULE_TEXTS_END TABLES_END
+#define MULTIBOOT_END TABLES_END
+#define ACPI_RSDP_SIZE 36
 #define RESET_ENTRY_GPA 0xffff0
 #define LOW_RAM_END 0x9fc00 /* below the EBDA, as every PC has it */
 #define KERNEL_MIN_GPA MiB  /* everything above belongs to kernel and initramfs */
@@ -131,8 +138,16 @@ struct boot_kernel {
 	gpa_t initrd_max;
 	uint64_t cmdline_max;
 
+	struct multiboot multiboot;
 	struct boot_elf elf;
 	struct boot_bytes bytes; /* the ELF file: unpacked (mem) or the file itself (fd) */
+};
+
+struct boot_module {
+	char *path, *cmdline;
+	int fd;
+	uint64_t size;
+	gpa_t base; /* of the last load */
 };
 
 static uint16_t get16(const uint8_t *p)
@@ -278,13 +293,30 @@ static void drop_unpacked(struct boot_kernel *k)
 	k->bytes = (struct boot_bytes){.fd = -1};
 }
 
-static int parse_vmlinux(struct boot_kernel *k, struct error *err)
+/* An ELF file, or any other with a Multiboot header that says where to load it. */
+static int parse_plain(struct boot_kernel *k, bool elf, struct error *err)
 {
+	int rc;
+
 	k->bytes = (struct boot_bytes){.fd = k->fd, .size = k->file_size};
 	k->alignment = KERNEL_ALIGN_DEFAULT;
 	k->initrd_max = RAM_LOW_MAX - 1;
 	k->cmdline_max = CMDLINE_MAX - 1;
-	return boot_elf_parse(&k->elf, &k->bytes, err);
+	rc = multiboot_find(&k->multiboot, &k->elf, &k->bytes, err);
+	if (rc)
+		return rc;
+	if (!elf && !k->multiboot.addresses)
+		return error_set(err, ENOEXEC,
+				 k->multiboot.version
+				     ? "it is no ELF program, and its Multiboot header does not say where to load it"
+				     : "it is neither a bzImage nor an ELF or Multiboot kernel");
+	if (!k->multiboot.addresses)
+		rc = k->multiboot.version ? boot_elf_parse_any(&k->elf, &k->bytes, err)
+					  : boot_elf_parse(&k->elf, &k->bytes, err);
+	/* One that is PVH, too, is entered that way. */
+	return !rc && k->multiboot.version && !k->elf.pvh_entry
+		   ? multiboot_check(&k->multiboot, &k->elf, err)
+		   : rc;
 }
 
 static int parse_kernel(struct boot_kernel *k, struct error *err)
@@ -295,9 +327,9 @@ static int parse_kernel(struct boot_kernel *k, struct error *err)
 	if (rc)
 		return rc;
 	if (!memcmp(k->header, "\177ELF", 4))
-		return parse_vmlinux(k, err);
+		return parse_plain(k, true, err);
 	if (get16(k->header + HDR_BOOT_FLAG) != 0xaa55 || memcmp(k->header + HDR_MAGIC, "HdrS", 4))
-		return error_set(err, ENOEXEC, "it is neither a bzImage nor an ELF kernel");
+		return parse_plain(k, false, err);
 	k->bzimage = true;
 	if (k->file_size < sizeof(k->header))
 		return error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
@@ -365,8 +397,49 @@ int boot_image_open(struct boot_image *image, const char *kernel, const char *in
 	return boot_image_open_files(image, &files[0], initrd ? &files[1] : NULL, err);
 }
 
+static void module_close(struct boot_module *m)
+{
+	if (m->fd >= 0)
+		close(m->fd);
+	free(m->path);
+	free(m->cmdline);
+	free(m);
+}
+
+int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline, struct error *err)
+{
+	const struct boot_file file = {path, -1};
+	struct boot_module *m;
+	int rc;
+
+	if (boot_image_protocol(image) == BOOT_LINUX64)
+		return error_set(err, ENOTSUP,
+				 "module %s: Linux takes none but its --initrd; modules are for Multiboot and "
+				 "PVH kernels",
+				 path);
+	if (image->nmodules == BOOT_MODULES_MAX)
+		return error_set(err, E2BIG, "module %s: a kernel gets at most %d", path, BOOT_MODULES_MAX);
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return error_set(err, ENOMEM, "module %s: out of memory", path);
+	m->path = strdup(path);
+	m->cmdline = strdup(cmdline);
+	m->fd = open_file(&file, &m->size, err);
+	rc = m->fd < 0			   ? m->fd
+	     : !m->path || !m->cmdline ? error_set(err, ENOMEM, "out of memory")
+					   : 0;
+	if (rc) {
+		module_close(m);
+		return blame("module", path, rc, err);
+	}
+	image->modules[image->nmodules++] = m;
+	return 0;
+}
+
 void boot_image_close(struct boot_image *image)
 {
+	while (image->nmodules)
+		module_close(image->modules[--image->nmodules]);
 	kernel_close(image->kernel);
 	if (image->initrd_fd >= 0)
 		close(image->initrd_fd);
@@ -615,24 +688,41 @@ static int place_kernel(struct boot_image *image, const struct ram *ram, const c
 	    initrd.start ? " beside the initrd" : "", (unsigned long long)(ram->size / MiB));
 }
 
-static int place_initrd(const struct boot_image *image, const struct ram *ram, struct range *out,
-			struct error *err)
+/* Takes room for a file from the end of `free`, adds it to `used`. */
+static int place_file(const char *what, const char *path, uint64_t size, const struct ram *ram,
+		      struct range *free_ram, struct range *used, gpa_t *base, struct error *err)
 {
-	gpa_t end = MIN(ram->low_size, image->kernel->initrd_max + 1);
-
-	*out = (struct range){0, 0};
-	if (!image->initrd_path)
-		return 0;
-	if (end < KERNEL_MIN_GPA || image->initrd_size > end - KERNEL_MIN_GPA)
+	if (free_ram->end < free_ram->start || size > free_ram->end - free_ram->start)
 		return error_set(
 		    err, ENOMEM,
-		    "initrd %s: its %llu MiB do not fit into a machine with %llu MiB of memory: "
+		    "%s %s: its %llu MiB do not fit into a machine with %llu MiB of memory: "
 		    "give more with --memory",
-		    image->initrd_path, (unsigned long long)(image->initrd_size / MiB + 1),
-		    (unsigned long long)(ram->size / MiB));
-	out->start = ALIGN_DOWN(end - image->initrd_size, (uint64_t)GUEST_PAGE_SIZE);
-	out->end = out->start + image->initrd_size;
+		    what, path, (unsigned long long)(size / MiB + 1), (unsigned long long)(ram->size / MiB));
+	*base = ALIGN_DOWN(free_ram->end - size, (uint64_t)GUEST_PAGE_SIZE);
+	free_ram->end = used->start = *base;
+	if (!used->end)
+		used->end = *base + size;
 	return 0;
+}
+
+/* The initrd is highest, modules below it. */
+static int place_initrd(struct boot_image *image, const struct ram *ram, struct range *out,
+			struct error *err)
+{
+	struct range free_ram = {KERNEL_MIN_GPA, MIN(ram->low_size, image->kernel->initrd_max + 1)};
+	int rc = 0;
+
+	*out = (struct range){0, 0};
+	image->initrd_base = 0;
+	if (image->initrd_path)
+		rc = place_file("initrd", image->initrd_path, image->initrd_size, ram, &free_ram, out,
+				&image->initrd_base, err);
+	for (unsigned i = 0; i < image->nmodules && !rc; i++) {
+		struct boot_module *m = image->modules[i];
+
+		rc = place_file("module", m->path, m->size, ram, &free_ram, out, &m->base, err);
+	}
+	return rc;
 }
 
 /* --- loading: the two protocols -----------------------------------------------------------------
@@ -694,6 +784,40 @@ static int enter_linux64(const struct boot_image *image, struct ram *ram, struct
 	return 0;
 }
 
+/* A module's text, below the command line's end.  Returns where it is, 0: there is no room. */
+static gpa_t put_module_text(struct ram *ram, gpa_t *next, const char *text)
+{
+	size_t len = strlen(text) + 1;
+	gpa_t at = *next;
+
+	if (at + len > MODULE_TEXTS_END)
+		return 0;
+	memcpy(ram_host(ram, at, len), text, len);
+	*next += len;
+	return at;
+}
+
+static int put_pvh_modules(const struct boot_image *image, struct ram *ram, struct hvm_modlist_entry *entry,
+			   unsigned *n, struct error *err)
+{
+	gpa_t next = MODULE_TEXTS_GPA;
+
+	*n = 0;
+	if (image->initrd_size)
+		entry[(*n)++] =
+		    (struct hvm_modlist_entry){.paddr = image->initrd_base, .size = image->initrd_size};
+	for (unsigned i = 0; i < image->nmodules; i++) {
+		const struct boot_module *m = image->modules[i];
+		gpa_t text = put_module_text(ram, &next, m->cmdline);
+
+		if (!text)
+			return error_set(err, E2BIG, "module %s: the modules' texts are too long", m->path);
+		entry[(*n)++] = (struct hvm_modlist_entry){
+		    .paddr = m->base, .size = m->size, .cmdline_paddr = text};
+	}
+	return 0;
+}
+
 static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcpu *v, gpa_t rsdp,
 		     struct error *err)
 {
@@ -702,22 +826,24 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 	struct hvm_modlist_entry *module = (struct hvm_modlist_entry *)(info + 1);
 	struct hvm_memmap_entry *map = ram_host(ram, PVH_MEMMAP_GPA, E820_MAX * sizeof(*map));
 	struct e820_entry e820[E820_MAX];
-	unsigned n = e820_build(ram, e820);
+	unsigned n = e820_build(ram, e820), modules;
+	int rc;
 
 	if (!k->elf.pvh_entry)
 		return error_set(err, ENOEXEC, "kernel %s: it has no PVH entry point", k->path);
+	rc = put_pvh_modules(image, ram, module, &modules, err);
+	if (rc)
+		return rc;
 	*info = (struct hvm_start_info){
 	    .magic = HVM_START_MAGIC,
 	    .version = 1,
-	    .nr_modules = image->initrd_size ? 1 : 0,
-	    .modlist_paddr = image->initrd_size ? PARAMS_GPA + sizeof(*info) : 0,
+	    .nr_modules = modules,
+	    .modlist_paddr = modules ? PARAMS_GPA + sizeof(*info) : 0,
 	    .cmdline_paddr = CMDLINE_GPA,
 	    .rsdp_paddr = rsdp,
 	    .memmap_paddr = PVH_MEMMAP_GPA,
 	    .memmap_entries = n,
 	};
-	*module =
-	    (struct hvm_modlist_entry){.paddr = image->initrd_base, .size = image->initrd_size};
 	for (unsigned i = 0; i < n; i++)
 		map[i] = (struct hvm_memmap_entry){e820[i].addr, e820[i].size, e820[i].type, 0};
 	put_gdt(ram);
@@ -726,13 +852,60 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 	return 0;
 }
 
-static bool use_pvh(const struct boot_image *image)
+static int enter_multiboot(const struct boot_image *image, struct ram *ram, struct vcpu *v, const char *cmdline,
+			   gpa_t rsdp, struct error *err)
 {
-	const struct boot_elf *elf = &image->kernel->elf;
+	const struct boot_kernel *k = image->kernel;
+	struct multiboot_module modules[1 + BOOT_MODULES_MAX];
+	struct multiboot_range map[E820_MAX];
+	struct e820_entry e820[E820_MAX];
+	struct multiboot_facts facts = {
+	    .map = map,
+	    .nmap = e820_build(ram, e820),
+	    .modules = modules,
+	    .lower_kib = LOW_RAM_END / KiB,
+	    .upper_kib = (uint32_t)((ram->low_size - MiB) / KiB),
+	    .cmdline = cmdline,
+	    .rsdp = ram_host(ram, rsdp, ACPI_RSDP_SIZE),
+	};
+	int rc;
+
+	if (!k->multiboot.version)
+		return error_set(err, ENOEXEC, "kernel %s: it has no Multiboot header", k->path);
+	if (!facts.rsdp)
+		return error_set(err, EINVAL, "there are no ACPI tables at 0x%llx", (unsigned long long)rsdp);
+	for (unsigned i = 0; i < facts.nmap; i++)
+		map[i] = (struct multiboot_range){e820[i].addr, e820[i].size, e820[i].type};
+	if (image->initrd_path)
+		modules[facts.nmodules++] =
+		    (struct multiboot_module){(uint32_t)image->initrd_base,
+					      (uint32_t)(image->initrd_base + image->initrd_size), ""};
+	for (unsigned i = 0; i < image->nmodules; i++) {
+		const struct boot_module *m = image->modules[i];
+
+		modules[facts.nmodules++] = (struct multiboot_module){
+		    (uint32_t)m->base, (uint32_t)(m->base + m->size), m->cmdline};
+	}
+	rc = multiboot_put(&k->multiboot, &facts, ram_host(ram, PARAMS_GPA, MULTIBOOT_END - PARAMS_GPA),
+			   MULTIBOOT_END - PARAMS_GPA, PARAMS_GPA, err);
+	if (rc)
+		return rc;
+	put_gdt(ram);
+	vcpu_set_protected_mode(v, (uint32_t)k->elf.entry);
+	v->regs[GPR_RAX] = multiboot_magic(&k->multiboot);
+	v->regs[GPR_RBX] = PARAMS_GPA;
+	return 0;
+}
+
+enum boot_protocol boot_image_protocol(const struct boot_image *image)
+{
+	const struct boot_kernel *k = image->kernel;
 
 	if (image->protocol != BOOT_AUTO)
-		return image->protocol == BOOT_PVH;
-	return elf->pvh_entry && !(elf->linux_layout && elf->entry);
+		return image->protocol;
+	if (k->elf.linux_layout && k->elf.entry && !k->multiboot.version)
+		return BOOT_LINUX64;
+	return k->elf.pvh_entry ? BOOT_PVH : k->multiboot.version ? BOOT_MULTIBOOT : BOOT_LINUX64;
 }
 
 static int load_kernel(struct boot_image *image, struct ram *ram, const struct boot_relocs *relocs,
@@ -758,6 +931,14 @@ static int load_initrd(const struct boot_image *image, struct ram *ram, struct e
 	struct boot_bytes file = {.fd = image->initrd_fd, .size = image->initrd_size};
 	int rc;
 
+	for (unsigned i = 0; i < image->nmodules; i++) {
+		const struct boot_module *m = image->modules[i];
+		struct boot_bytes bytes = {.fd = m->fd, .size = m->size};
+
+		rc = boot_bytes_read(&bytes, 0, ram_host(ram, m->base, m->size), m->size, err);
+		if (rc)
+			return blame("module", m->path, rc, err);
+	}
 	if (!image->initrd_path)
 		return 0;
 	rc = boot_bytes_read(&file, 0, ram_host(ram, image->initrd_base, image->initrd_size),
@@ -800,10 +981,8 @@ int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, c
 		rc = place_kernel(image, ram, cmdline, initrd, &kaslr, &relocs, err);
 	if (!rc)
 		rc = load_cmdline(image, ram, cmdline, err);
-	if (!rc) {
-		image->initrd_base = initrd.start;
+	if (!rc)
 		rc = load_kernel(image, ram, &relocs, kaslr, err);
-	}
 	if (k->bzimage)
 		drop_unpacked(k);
 	if (!rc)
@@ -813,6 +992,9 @@ int boot_image_load(struct boot_image *image, struct ram *ram, struct vcpu *v, c
 	image->virtual_base =
 	    k->elf.linux_layout ? START_KERNEL_MAP + k->elf.base + image->virtual_offset : 0;
 	put_reset_entry(ram);
-	return use_pvh(image) ? enter_pvh(image, ram, v, rsdp, err)
-			      : enter_linux64(image, ram, v, rsdp, kaslr, err);
+	switch (boot_image_protocol(image)) {
+	case BOOT_PVH: return enter_pvh(image, ram, v, rsdp, err);
+	case BOOT_MULTIBOOT: return enter_multiboot(image, ram, v, cmdline, rsdp, err);
+	default: return enter_linux64(image, ram, v, rsdp, kaslr, err);
+	}
 }

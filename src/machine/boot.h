@@ -22,10 +22,13 @@ struct ram;
 struct vcpu;
 
 enum boot_protocol {
-	BOOT_AUTO,    /* 64-bit Linux entry; PVH for what only has that */
+	BOOT_AUTO,    /* 64-bit Linux entry; PVH, else Multiboot for what only has that */
 	BOOT_LINUX64, /* long mode, rsi = boot_params */
 	BOOT_PVH,     /* 32-bit protected mode, ebx = hvm_start_info */
+	BOOT_MULTIBOOT, /* 32-bit protected mode, eax = a magic number, ebx = information */
 };
+
+#define BOOT_MODULES_MAX 32
 
 struct boot_image {
 	/* May be set between open and load. */
@@ -43,6 +46,8 @@ struct boot_image {
 	char *initrd_path;          /* NULL: none */
 	int initrd_fd;
 	uint64_t initrd_size;
+	struct boot_module *modules[BOOT_MODULES_MAX]; /* private; the first `nmodules` */
+	unsigned nmodules;
 };
 
 /* Opens the files and checks the kernel whole (it is unpacked once).  `initrd` may be NULL.  The
@@ -56,6 +61,12 @@ struct boot_file {
 	const char *name; /* for sentences, too */
 	int fd;           /* of a regular file, which stays the caller's; -1: open `name` */
 };
+
+/* A file that Multiboot and PVH kernels get besides the initrd, with a text.  -ENOTSUP: this kernel is Linux,
+ * which takes none; -E2BIG: there are too many; else as boot_image_open(). */
+int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline, struct error *err);
+/* Which way the kernel will be entered: protocol, if that is not BOOT_AUTO. */
+enum boot_protocol boot_image_protocol(const struct boot_image *image);
 
 /* The same from such files.  `initrd` may be NULL. */
 int boot_image_open_files(struct boot_image *image, const struct boot_file *kernel,

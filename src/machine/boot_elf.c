@@ -43,21 +43,73 @@ int boot_bytes_read(const struct boot_bytes *bytes, uint64_t off, void *to, uint
 	return 0;
 }
 
-static int check_header(const Elf64_Ehdr *eh, struct error *err)
+static bool is_32bit(const Elf64_Ehdr *eh)
 {
+	return eh->e_ident[EI_CLASS] == ELFCLASS32;
+}
+
+/* Reads the file's header; a 32-bit one is widened. */
+static int read_header(const struct boot_bytes *bytes, Elf64_Ehdr *eh, struct error *err)
+{
+	Elf32_Ehdr narrow;
+	int rc = bytes->size < sizeof(narrow)
+		     ? error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
+				 (unsigned long long)bytes->size)
+		     : boot_bytes_read(bytes, 0, &narrow, sizeof(narrow), err);
+
+	if (rc)
+		return rc;
+	if (narrow.e_ident[EI_CLASS] != ELFCLASS32)
+		return bytes->size < sizeof(*eh)
+			   ? error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
+				       (unsigned long long)bytes->size)
+			   : boot_bytes_read(bytes, 0, eh, sizeof(*eh), err);
+	*eh = (Elf64_Ehdr){.e_type = narrow.e_type,
+			   .e_machine = narrow.e_machine,
+			   .e_entry = narrow.e_entry,
+			   .e_phoff = narrow.e_phoff,
+			   .e_phentsize = narrow.e_phentsize,
+			   .e_phnum = narrow.e_phnum};
+	memcpy(eh->e_ident, narrow.e_ident, sizeof(eh->e_ident));
+	return 0;
+}
+
+static int read_segment(const struct boot_bytes *bytes, const Elf64_Ehdr *eh, unsigned i, Elf64_Phdr *ph,
+			struct error *err)
+{
+	Elf32_Phdr narrow;
+	int rc;
+
+	if (!is_32bit(eh))
+		return boot_bytes_read(bytes, eh->e_phoff + i * sizeof(*ph), ph, sizeof(*ph), err);
+	rc = boot_bytes_read(bytes, eh->e_phoff + i * sizeof(narrow), &narrow, sizeof(narrow), err);
+	if (!rc)
+		*ph = (Elf64_Phdr){.p_type = narrow.p_type,
+				   .p_offset = narrow.p_offset,
+				   .p_vaddr = narrow.p_vaddr,
+				   .p_paddr = narrow.p_paddr,
+				   .p_filesz = narrow.p_filesz,
+				   .p_memsz = narrow.p_memsz};
+	return rc;
+}
+
+static int check_header(const Elf64_Ehdr *eh, bool any, struct error *err)
+{
+	bool narrow = is_32bit(eh);
+
 	if (memcmp(eh->e_ident, ELFMAG, SELFMAG))
 		return error_set(err, ENOEXEC, "it holds no ELF program");
-	if (eh->e_ident[EI_CLASS] == ELFCLASS32)
+	if (narrow && !any)
 		return error_set(err, ENOEXEC, "it is a 32-bit kernel: takt boots x86-64 kernels");
-	if (eh->e_ident[EI_CLASS] != ELFCLASS64 || eh->e_ident[EI_DATA] != ELFDATA2LSB ||
-	    eh->e_machine != EM_X86_64)
+	if ((eh->e_ident[EI_CLASS] != ELFCLASS64 && !narrow) || eh->e_ident[EI_DATA] != ELFDATA2LSB ||
+	    eh->e_machine != (narrow ? EM_386 : EM_X86_64))
 		return error_set(
 		    err, ENOEXEC,
 		    "it is for another processor (ELF machine %u): takt boots x86-64 kernels",
 		    eh->e_machine);
 	if (eh->e_type != ET_EXEC && eh->e_type != ET_DYN)
 		return error_set(err, ENOEXEC, "it is no linked program (ELF type %u)", eh->e_type);
-	if (eh->e_phentsize != sizeof(Elf64_Phdr) || eh->e_phnum == 0 || eh->e_phnum > 1024)
+	if (eh->e_phentsize != (narrow ? sizeof(Elf32_Phdr) : sizeof(Elf64_Phdr)) || eh->e_phnum == 0 || eh->e_phnum > 1024)
 		return error_set(err, EINVAL,
 				 "its ELF program headers are damaged (%u of %u bytes)",
 				 eh->e_phnum, eh->e_phentsize);
@@ -172,16 +224,13 @@ static int measure(struct boot_elf *elf, struct error *err)
 	return 0;
 }
 
-int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct error *err)
+static int parse(struct boot_elf *elf, const struct boot_bytes *bytes, bool any, struct error *err)
 {
 	Elf64_Ehdr eh;
 	int rc;
 
 	memset(elf, 0, sizeof(*elf));
-	if (bytes->size < sizeof(eh))
-		return error_set(err, EINVAL, "it is truncated: %llu bytes are no kernel",
-				 (unsigned long long)bytes->size);
-	if ((rc = boot_bytes_read(bytes, 0, &eh, sizeof(eh), err)) || (rc = check_header(&eh, err)))
+	if ((rc = read_header(bytes, &eh, err)) || (rc = check_header(&eh, any, err)))
 		return rc;
 	for (unsigned i = 0; i < eh.e_phnum; i++) {
 		Elf64_Phdr ph;
@@ -189,8 +238,7 @@ int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct 
 		if (eh.e_phoff > bytes->size)
 			return error_set(err, EINVAL,
 					 "it is truncated: its program headers are missing");
-		if ((rc =
-			 boot_bytes_read(bytes, eh.e_phoff + i * sizeof(ph), &ph, sizeof(ph), err)))
+		if ((rc = read_segment(bytes, &eh, i, &ph, err)))
 			return rc;
 		if (ph.p_type == PT_LOAD)
 			rc = add_segment(elf, bytes, &ph, err);
@@ -206,6 +254,16 @@ int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct 
 		elf->file_end =
 		    MAX(elf->file_end, eh.e_shoff + (uint64_t)eh.e_shnum * eh.e_shentsize);
 	return 0;
+}
+
+int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct error *err)
+{
+	return parse(elf, bytes, false, err);
+}
+
+int boot_elf_parse_any(struct boot_elf *elf, const struct boot_bytes *bytes, struct error *err)
+{
+	return parse(elf, bytes, true, err);
 }
 
 int boot_elf_copy(const struct boot_elf *elf, const struct boot_bytes *bytes, uint8_t *to,

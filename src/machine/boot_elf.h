@@ -34,6 +34,8 @@ struct boot_elf {
 
 /* Reads and checks headers and notes.  -ENOEXEC: not an x86-64 ELF program, -EINVAL: damaged. */
 int boot_elf_parse(struct boot_elf *elf, const struct boot_bytes *bytes, struct error *err);
+/* The same, where a 32-bit program for x86 is as good. */
+int boot_elf_parse_any(struct boot_elf *elf, const struct boot_bytes *bytes, struct error *err);
 
 /* Copies the segments to `to`, which has room for elf->span bytes and stands for elf->base. */
 int boot_elf_copy(const struct boot_elf *elf, const struct boot_bytes *bytes, uint8_t *to,

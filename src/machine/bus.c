@@ -24,7 +24,7 @@ int bus_add(struct bus *bus, uint64_t start, uint64_t size, const struct bus_ops
 	return 0;
 }
 
-static const struct bus_range *find(const struct bus *bus, uint64_t address, unsigned size)
+const struct bus_range *bus_find(const struct bus *bus, uint64_t address, unsigned size)
 {
 	unsigned low = 0, high = bus->count;
 
@@ -49,7 +49,7 @@ static uint64_t size_mask(unsigned size)
 
 uint64_t bus_read(const struct bus *bus, uint64_t address, unsigned size)
 {
-	const struct bus_range *r = find(bus, address, size);
+	const struct bus_range *r = bus_find(bus, address, size);
 	uint64_t value = r ? r->ops->read(r->data, address - r->start, size) : UINT64_MAX;
 
 	return value & size_mask(size);
@@ -57,7 +57,7 @@ uint64_t bus_read(const struct bus *bus, uint64_t address, unsigned size)
 
 void bus_write(const struct bus *bus, uint64_t address, unsigned size, uint64_t value)
 {
-	const struct bus_range *r = find(bus, address, size);
+	const struct bus_range *r = bus_find(bus, address, size);
 
 	if (r)
 		r->ops->write(r->data, address - r->start, size, value & size_mask(size));

@@ -15,6 +15,7 @@
 struct bus_ops {
 	uint64_t (*read)(void *data, uint64_t offset, unsigned size);
 	void (*write)(void *data, uint64_t offset, unsigned size, uint64_t value);
+	const char *name; /* for a trace */
 };
 
 struct bus_range {
@@ -31,6 +32,8 @@ struct bus {
 /* -EEXIST: overlaps another range; -ENOSPC; -EINVAL: empty or wraps. */
 int bus_add(struct bus *bus, uint64_t start, uint64_t size, const struct bus_ops *ops, void *data,
 	    struct error *err);
+/* The range that an access belongs to, or NULL. */
+const struct bus_range *bus_find(const struct bus *bus, uint64_t address, unsigned size);
 /* Values are cut to `size`; unclaimed reads give all ones. */
 uint64_t bus_read(const struct bus *bus, uint64_t address, unsigned size);
 void bus_write(const struct bus *bus, uint64_t address, unsigned size, uint64_t value);

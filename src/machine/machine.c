@@ -291,6 +291,8 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 	machine_unlock(m);
 	atomic_store(&slot->asleep_for_good, false);
 	reason = m->engine->run(v, &err);
+	if (unlikely(m->trace))
+		machine_trace_exit(slot, reason);
 	machine_lock(m);
 	if (m->nvcpus > 1)
 		pvclock_preempted(&slot->pvclock);
@@ -378,7 +380,7 @@ static int create_vcpu(struct machine *m, unsigned index, struct error *err)
 
 	if (!v)
 		return -ENOMEM;
-	v->ops = &machine_platform_ops;
+	v->ops = m->trace ? &machine_traced_ops : &machine_platform_ops;
 	v->platform = slot;
 	v->model = &m->model;
 	v->ram = &m->ram;
@@ -442,6 +444,7 @@ struct machine *machine_create(const struct machine_config *config, struct error
 	m->nvcpus = config->vcpus;
 	m->engine = config->engine;
 	m->model = *config->model;
+	m->trace = config->trace;
 	m->console_tx = config->console_tx;
 	m->console_room = config->console_room;
 	m->console_data = config->console_data;

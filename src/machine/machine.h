@@ -27,6 +27,7 @@ struct hostdir;
 struct console_port;
 struct net;
 struct loop;
+struct trace;
 
 #define MACHINE_VCPUS_MAX 255
 #define MACHINE_DISKS_MAX 26 /* vda to vdz */
@@ -73,6 +74,7 @@ struct machine_config {
 	uint64_t vsock_cid;
 	/* A write to this port ends the machine; 0: there is none. */
 	uint16_t debug_exit_port;
+	struct trace *trace; /* it outlives the machine; NULL: none */
 	/* Tells of I/O that has ended or can go on; it runs on a thread of its own and outlives the
 	 * machine.  NULL: threads do, where there is a way. */
 	struct loop *loop;

@@ -75,6 +75,7 @@ struct machine {
 	struct engine_machine *engine_machine;
 	struct cpu_model model;
 	struct mclock clock;
+	struct trace *trace; /* NULL: there is none */
 	/* Taken around chip accesses when there is more than one vcpu. */
 	pthread_mutex_t lock;
 
@@ -115,6 +116,9 @@ struct machine {
 
 /* platform.c: the vcpu's view of the chips. */
 extern const struct platform_ops machine_platform_ops;
+/* trace.c: the same for a machine with a trace. */
+extern const struct platform_ops machine_traced_ops;
+void machine_trace_exit(const struct vcpu_slot *slot, enum exit_reason reason);
 int machine_map_chips(struct machine *m, struct error *err);
 /* -EEXIST: the port is another chip's. */
 int machine_map_debug_exit(struct machine *m, uint16_t port, struct error *err);

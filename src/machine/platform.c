@@ -44,7 +44,7 @@ static void write_bytes(void (*write)(struct machine *m, unsigned offset, uint8_
 	{                                                                                        \
 		write_bytes(name##_write_byte, data, offset, size, value);                       \
 	}                                                                                        \
-	static const struct bus_ops name##_ops = {name##_bus_read, name##_bus_write};
+	static const struct bus_ops name##_ops = {name##_bus_read, name##_bus_write, #name};
 
 BYTE_CHIP(uart, uart_read(&m->uart, offset), uart_write(&m->uart, offset, value))
 BYTE_CHIP(rtc, rtc_read(&m->rtc, offset), rtc_write(&m->rtc, offset, value))
@@ -75,7 +75,7 @@ static void pci_ports_write(void *data, uint64_t offset, unsigned size, uint64_t
 		pci_port_write(&m->pci, (uint16_t)(PCI_PORT + offset), size, (uint32_t)value);
 }
 
-static const struct bus_ops pci_ports_ops = {pci_ports_read, pci_ports_write};
+static const struct bus_ops pci_ports_ops = {pci_ports_read, pci_ports_write, "pci"};
 
 /* Eight bytes of config space are two registers. */
 static uint64_t ecam_read(void *data, uint64_t offset, unsigned size)
@@ -100,7 +100,7 @@ static void ecam_write(void *data, uint64_t offset, unsigned size, uint64_t valu
 	}
 }
 
-static const struct bus_ops ecam_ops = {ecam_read, ecam_write};
+static const struct bus_ops ecam_ops = {ecam_read, ecam_write, "pci"};
 
 static uint64_t window32_read(void *data, uint64_t offset, unsigned size)
 {
@@ -116,7 +116,7 @@ static void window32_write(void *data, uint64_t offset, unsigned size, uint64_t 
 	pci_window_write(&m->pci, PCI_WINDOW32_GPA + offset, size, value);
 }
 
-static const struct bus_ops window32_ops = {window32_read, window32_write};
+static const struct bus_ops window32_ops = {window32_read, window32_write, "pci-window"};
 
 static uint64_t window64_read(void *data, uint64_t offset, unsigned size)
 {
@@ -132,7 +132,7 @@ static void window64_write(void *data, uint64_t offset, unsigned size, uint64_t 
 	pci_window_write(&m->pci, m->pci.window64 + offset, size, value);
 }
 
-static const struct bus_ops window64_ops = {window64_read, window64_write};
+static const struct bus_ops window64_ops = {window64_read, window64_write, "pci-window"};
 
 static uint64_t ioapic_bus_read(void *data, uint64_t offset, unsigned size)
 {
@@ -148,7 +148,7 @@ static void ioapic_bus_write(void *data, uint64_t offset, unsigned size, uint64_
 	ioapic_mmio_write(&m->ioapic, (uint32_t)offset, size, value);
 }
 
-static const struct bus_ops ioapic_ops = {ioapic_bus_read, ioapic_bus_write};
+static const struct bus_ops ioapic_ops = {ioapic_bus_read, ioapic_bus_write, "ioapic"};
 
 int machine_map_chips(struct machine *m, struct error *err)
 {
@@ -198,7 +198,7 @@ static void debug_exit_write(void *data, uint64_t offset, unsigned size, uint64_
 	machine_request_stop(m, MACHINE_DEBUG_EXIT);
 }
 
-static const struct bus_ops debug_exit_ops = {debug_exit_read, debug_exit_write};
+static const struct bus_ops debug_exit_ops = {debug_exit_read, debug_exit_write, "debug-exit"};
 
 int machine_map_debug_exit(struct machine *m, uint16_t port, struct error *err)
 {

@@ -20,12 +20,12 @@ struct options {
 };
 
 static const struct option_spec specs[] = {
-    {"flag", NULL, "a flag", OPTION_FLAG, offsetof(struct options, flag)},
-    {"text", "TEXT", "a text", OPTION_TEXT, offsetof(struct options, text)},
-    {"memory", "SIZE", "a size", OPTION_SIZE, offsetof(struct options, size)},
-    {"number", "N", "a number", OPTION_NUMBER, offsetof(struct options, number)},
-    {"list", "TEXT", "texts", OPTION_LIST, offsetof(struct options, list)},
-    {"choice", "[=TEXT]", "a text or none", OPTION_CHOICE, offsetof(struct options, choice)},
+    {"flag", NULL, "a flag", OPTION_FLAG, .offset = offsetof(struct options, flag)},
+    {"text", "TEXT", "a text", OPTION_TEXT, .offset = offsetof(struct options, text)},
+    {"memory", "SIZE", "a size", OPTION_SIZE, .offset = offsetof(struct options, size)},
+    {"number", "N", "a number", OPTION_NUMBER, .offset = offsetof(struct options, number)},
+    {"list", "TEXT", "texts", OPTION_LIST, .offset = offsetof(struct options, list)},
+    {"choice", "[=TEXT]", "a text or none", OPTION_CHOICE, .offset = offsetof(struct options, choice)},
 };
 
 static int parse(struct options *o, struct error *err, const char *a, const char *b, const char *c)
@@ -109,7 +109,7 @@ static void mistakes_get_a_sentence_that_helps(void **state)
 	} bad[] = {
 	    {"--memroy", "1G", "did you mean --memory?"}, {"--mem", "1G", "did you mean --memory?"},
 	    {"--memory", NULL, "--memory SIZE"},          {"--memory", "big", "like 512M"},
-	    {"--number", "3x", "not a number"},           {"--flag=1", NULL, "takes no value"},
+	    {"--number", "3x", "not a number"},           {"--flag=1", NULL, "takes no value, or =on"},
 	    {"file", NULL, "options begin with --"},      {"--", NULL, "unexpected argument"},
 	    {"--zzzzzzzzzzzzzzz", NULL, "--help lists"},  {"--=", NULL, "unknown option"},
 	};
@@ -146,6 +146,36 @@ static void a_list_keeps_all_in_order(void **state)
 	assert_non_null(strstr(err.text, "--list is given more than"));
 }
 
+/* What a file has set, the command line changes or takes back. */
+static void the_command_line_goes_over_a_file(void **state)
+{
+	struct options o = {.flag = true,
+			    .text = "file",
+			    .size = 1,
+			    .list = {.values = {"f1", "f2"}, .count = 2},
+			    .choice = ""};
+	struct option_list words = {0};
+	struct error err;
+	const char *none[] = {"command", "--flag=off", "--text=", "--list", "", "--choice=", "word"};
+	const char *other[] = {"command", "--flag=on", "--text=c", "--list=c1", "--list=c2", "--choice=c"};
+
+	(void)state;
+	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(none), (char **)none, &o,
+					    &words, &err),
+			 0);
+	assert_false(o.flag);
+	assert_true(!o.text && !o.list.count && !o.choice && o.size == 1);
+	assert_string_equal(words.values[0], "word");
+	o.list = (struct option_list){.values = {"f1"}, .count = 1};
+	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(other), (char **)other, &o,
+					    &words, &err),
+			 0);
+	assert_true(o.flag && o.list.count == 2);
+	assert_string_equal(o.list.values[0], "c1");
+	assert_string_equal(o.text, "c");
+	assert_string_equal(o.choice, "c");
+}
+
 static void parts_end_at_commas(void **state)
 {
 	const char *value = "a,,b,ro,,", *end = "x,";
@@ -171,6 +201,7 @@ int main(void)
 	    cmocka_unit_test(a_choice_takes_a_value_with_an_equals_sign_only),
 	    cmocka_unit_test(both_spellings_set_values),
 	    cmocka_unit_test(a_list_keeps_all_in_order),
+	    cmocka_unit_test(the_command_line_goes_over_a_file),
 	    cmocka_unit_test(parts_end_at_commas),
 	    cmocka_unit_test(mistakes_get_a_sentence_that_helps),
 	};

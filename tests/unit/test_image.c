@@ -486,6 +486,71 @@ static void partitions_are_searched(void **state)
 	}
 }
 
+static void find_root(struct bench *b, unsigned partition, const char *type, bool unclean)
+{
+	struct disk *d = open_disk(b, "raw");
+	struct bootdisk_root root;
+	struct error err;
+
+	must(bootdisk_find_root(&root, d, "disk", &err), &err);
+	assert_int_equal(root.partition, partition);
+	assert_string_equal(root.type, type);
+	assert_int_equal(root.unclean, unclean);
+	disk_close(d);
+}
+
+static void refuse_root(struct bench *b, int code, const char *why)
+{
+	struct disk *d = open_disk(b, "raw");
+	struct bootdisk_root root;
+	struct error err;
+
+	assert_int_equal(bootdisk_find_root(&root, d, "disk", &err), -code);
+	if (!strstr(err.text, why))
+		fail_msg("no '%s' in: %s", why, err.text);
+	disk_close(d);
+}
+
+static void the_root_of_a_command_is_found(void **state)
+{
+	struct bench *b = *state;
+
+	NEED_MKE2FS();
+	if (!have("sfdisk"))
+		skip();
+	/* On a whole disk any file system is. */
+	assert_int_equal(shell(b, "rm -rf disk t; mkdir t; echo > t/file; mke2fs -q -t ext4 -d t disk 8M"), 0);
+	find_root(b, 0, "ext4", false);
+	assert_int_equal(shell(b, "debugfs -w -R 'feature needs_recovery' disk"), 0);
+	find_root(b, 0, "ext4", true);
+	assert_int_equal(shell(b, "truncate -s 0 disk; truncate -s 1M disk; printf hsqs | dd of=disk conv=notrunc"), 0);
+	find_root(b, 0, "squashfs", false);
+	assert_int_equal(shell(b, "truncate -s 0 disk; truncate -s 1M disk; "
+				  "printf _BHRfS_M | dd of=disk bs=1 seek=65600 conv=notrunc"),
+			 0);
+	find_root(b, 0, "btrfs", false);
+	/* The only one; the one with a system; the marked one. */
+	assert_int_equal(shell(b, "mke2fs -q -F -t ext2 -d t fs 8M"), 0);
+	make_partitioned(b, "label: gpt\\n2048,4096,U\\n16384,32768,L\\n", 8);
+	find_root(b, 2, "ext4", false);
+	assert_int_equal(shell(b, TREE "&& mke2fs -q -F -t ext4 -d tree root 16M && mke2fs -q -F -t ext4 -d t fs 8M"),
+			 0);
+	make_partitioned(b, "label: gpt\\n16384,32768,L\\n51200,32768,L\\n", 8);
+	assert_int_equal(shell(b, "dd if=root of=disk bs=1M seek=25 conv=notrunc"), 0);
+	find_root(b, 2, "ext4", false);
+	make_partitioned(b, "label: gpt\\n16384,32768,4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\\n51200,32768,L\\n", 8);
+	assert_int_equal(shell(b, "dd if=root of=disk bs=1M seek=25 conv=notrunc"), 0);
+	find_root(b, 1, "ext4", false);
+
+	make_partitioned(b, "label: gpt\\n16384,32768,L\\n51200,32768,L\\n", 8);
+	assert_int_equal(shell(b, "dd if=fs of=disk bs=1M seek=25 conv=notrunc"), 0);
+	refuse_root(b, ENOENT, "2 file systems, none of which looks like a root");
+	assert_int_equal(shell(b, "truncate -s 0 disk; truncate -s 1M disk"), 0);
+	refuse_root(b, ENOENT, "no root file system");
+	make_partitioned(b, "label: gpt\\n2048,4096,U\\n", 40);
+	refuse_root(b, ENOENT, "no root file system");
+}
+
 static void disks_without_a_system_say_so(void **state)
 {
 	struct bench *b = *state;
@@ -614,7 +679,7 @@ int main(void)
 	    TEST(made_images_are_whole),         TEST(damage_is_found),
 	    TEST(no_damage_does_harm),           TEST(impossible_images_are_refused),
 	    TEST(the_newest_kernel_is_found),    TEST(partitions_are_searched),
-	    TEST(disks_without_a_system_say_so), TEST(damaged_disks_do_no_harm),
+	    TEST(the_root_of_a_command_is_found), TEST(disks_without_a_system_say_so), TEST(damaged_disks_do_no_harm),
 	    TEST(damaged_tables_do_no_harm),
 	};
 
