@@ -75,6 +75,8 @@ UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # Helpers that several unit tests share: every other C file in tests/unit.
 UNIT_COMMON_SRC := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
 UNIT_COMMON_OBJ := $(UNIT_COMMON_SRC:%.c=$(BUILD)/%.o)
+# Calls of the host's that a unit test can have fail: tests/unit/host_faults.c.
+HOST_FAULTS := $(addprefix -Wl$(comma)--wrap=,pwrite pwritev fdatasync fallocate)
 # Bare-metal kernels: each tests/guest/NAME.S (or .c) becomes build/.../guest-tests/NAME, an ELF linked by
 # tests/guest/guest.ld together with tests/guest/lib/*.
 GUEST_TEST_SRC := $(wildcard tests/guest/*.S tests/guest/*.c)
@@ -135,7 +137,7 @@ unit: $(UNIT_BIN)
 $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(UNIT_COMMON_OBJ) $(BUILD)/libtakt.a
 	@mkdir -p $(@D)
 	$(say) LINK $@
-	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) $(HOST_FAULTS) -o $@ $^ -lcmocka $(LIBS)
 
 guest-tests: $(GUEST_TEST_BIN)
 

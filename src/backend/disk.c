@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -143,6 +144,13 @@ struct disk *disk_open(const struct disk_config *config, struct error *err)
 	d = open_layers(config, err);
 	if (!d)
 		return NULL;
+	d->name = strdup(config->path);
+	if (!d->name) {
+		error_set(err, ENOMEM, "not enough memory for disk %s", config->path);
+		disk_close(d);
+		return NULL;
+	}
+	d->on_error = config->on_error;
 	d->read_only = config->read_only;
 	if (config->serial)
 		memcpy(d->serial, config->serial, strlen(config->serial));
@@ -160,20 +168,29 @@ void disk_attach(struct disk *d, struct aio *aio)
 
 void disk_close(struct disk *d)
 {
-	if (d)
-		d->driver->close(d);
+	if (!d)
+		return;
+	free(d->name);
+	d->driver->close(d);
+}
+
+int disk_check(const struct disk *d, const struct disk_request *r)
+{
+	if (r->op == DISK_FLUSH)
+		return 0;
+	if (r->op != DISK_READ && d->read_only)
+		return -EROFS;
+	if (r->offset % DISK_SECTOR || r->length % DISK_SECTOR || r->offset > d->size ||
+	    r->length > d->size - r->offset)
+		return -EINVAL;
+	return 0;
 }
 
 void disk_submit(struct disk *d, struct disk_request *r)
 {
-	int ret = 0;
+	int ret = disk_check(d, r);
 
 	r->disk = d;
-	if (r->op != DISK_READ && r->op != DISK_FLUSH && d->read_only)
-		ret = -EROFS;
-	else if (r->op != DISK_FLUSH && (r->offset % DISK_SECTOR || r->length % DISK_SECTOR ||
-					 r->offset > d->size || r->length > d->size - r->offset))
-		ret = -EINVAL;
 	if (ret || (r->op != DISK_FLUSH && !r->length))
 		disk_done(r, ret);
 	else

@@ -26,6 +26,7 @@
 #include "cli/commands.h"
 #include "cli/disks.h"
 #include "cli/gdb.h"
+#include "cli/hold.h"
 #include "cli/images.h"
 #include "cli/nets.h"
 #include "cli/options.h"
@@ -69,7 +70,8 @@ static const struct option_spec specs[] = {
      offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",
      "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
-     "written is gone at the end), format=raw or qcow2, serial=TEXT",
+     "written is gone at the end), format=raw or qcow2, serial=TEXT,\n"
+     "on-error=report, pause, fail or nospace (default: nospace)",
      OPTION_LIST, offsetof(struct run_options, disks)},
     {"share", "DIR:TAG[,OPTION]...",
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"
@@ -151,6 +153,7 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct hold hold;
 	struct gdb_server *gdb;  /* NULL without --gdb */
 	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
@@ -235,6 +238,7 @@ static void on_resumed(void *data)
 		console_resume(r->console);
 	if (r->command)
 		command_resumed(r->command);
+	hold_retry(&r->hold);
 }
 
 static void on_resized(void *data)
@@ -294,6 +298,17 @@ static void reset(struct run *r)
 	sched_resume(r->machine);
 }
 
+/* What the host could not do is done.  A machine that gdb holds goes on when gdb says so. */
+static void go_on(void *data)
+{
+	struct run *r = data;
+
+	if (gdb_server_waits(r->gdb))
+		return;
+	machine_continue(r->machine);
+	sched_resume(r->machine);
+}
+
 static void event_arrived(void *data)
 {
 	struct run *r = data;
@@ -322,6 +337,14 @@ static void event_arrived(void *data)
 	case MACHINE_DEBUG_EXIT:
 		r->by_guest = true;
 		finish(r, (int)(machine_debug_exit_value(r->machine) << 1 | 1) & 0xff);
+		break;
+	case MACHINE_IO_HELD:
+		if (hold_begin(&r->hold, &r->loop, &r->failure))
+			finish(r, STATUS_ERROR);
+		break;
+	case MACHINE_IO_FAILED:
+		r->failure = *machine_error(r->machine);
+		finish(r, STATUS_IO);
 		break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
@@ -530,6 +553,9 @@ static int make_machine(struct run *r, struct error *err)
 	};
 
 	r->machine = machine_create(&config, err);
+	r->hold.machine = r->machine;
+	r->hold.mended = go_on;
+	r->hold.data = r;
 	return r->machine ? load(r, err) : -err->code;
 }
 
@@ -690,6 +716,7 @@ static void explain(const struct run *r)
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
 	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
+	case STATUS_IO: log_error("%s", r->failure.text); break;
 	case STATUS_OK:
 		if (r->options.command)
 			log_error("the machine switched itself off before the command ended");
@@ -709,6 +736,7 @@ static void stop(struct run *r)
 {
 	monitor_destroy(r->monitor, r->status);
 	r->monitor = NULL;
+	hold_end(&r->hold);
 	gdb_server_stop(r->gdb);
 	r->gdb = NULL;
 	if (r->sched && r->machine)
@@ -777,8 +805,8 @@ static void print_help(void)
 	     "its status.\n");
 	options_help(specs, ARRAY_SIZE(specs));
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
-	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
-	     "COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
+	     "3 guest panic, 4 triple fault, 5 halted for good, 6 a disk failed (on-error=fail), 128+N ended\n"
+	     "by signal N; with a COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
 }
 
 /* A command gets what this host has: all its processors and up to half of its memory, of which it costs
@@ -806,7 +834,7 @@ int command_run(int argc, char **argv)
 	r.options = (struct run_options){.engine = "auto", .memory = NOT_GIVEN, .cpus = NOT_GIVEN};
 	r.event = NO_EVENT;
 	r.command_status = -1;
-	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
+	r.loop.epoll_fd = r.hold.timer.fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
 	for (int i = 1; i < argc && !r.options.command; i++)
 		if (!strcmp(argv[i], "--")) {
 			r.options.command = argv + i + 1;
