@@ -10,6 +10,8 @@
 #include "base/log.h"
 
 #define QCOW2_MAGIC "QFI\xfb"
+#define LOCK_TRIES 50
+#define LOCK_PAUSE 10000 /* us */
 
 /* --- opening --- */
 
@@ -37,12 +39,18 @@ static int explain_open(const struct disk_config *config, int code, struct error
 	}
 }
 
-/* Writers keep everybody else out, readers keep writers out.  The lock goes with the descriptor. */
+/* Writers keep everybody else out, readers keep writers out.  The lock goes with the descriptor, which
+ * a killed process's io_uring keeps a moment longer than the process lives. */
 static int lock(int fd, const struct disk_config *config, bool write, struct error *err)
 {
 	struct flock l = {.l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+	int ret = fcntl(fd, F_OFD_SETLK, &l);
 
-	if (!fcntl(fd, F_OFD_SETLK, &l))
+	for (unsigned i = 0; i < LOCK_TRIES && ret && (errno == EAGAIN || errno == EACCES); i++) {
+		usleep(LOCK_PAUSE);
+		ret = fcntl(fd, F_OFD_SETLK, &l);
+	}
+	if (!ret)
 		return 0;
 	if (errno == EAGAIN || errno == EACCES)
 		return error_set(err, EBUSY,
