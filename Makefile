@@ -7,6 +7,7 @@
 #   make guest              build/guest/: Debian kernels and initramfs images
 #   make guest-image        build/guest/debian.img: a Debian system (needs mmdebstrap)
 #   make run                boot the Debian cloud kernel and end at its shell
+#   make fuzz               fuzz targets, in build/clang-fuzzer-asan-ubsan; FUZZ_SECONDS=60 each
 #   make check              unit tests, guest kernels, system tests
 #   make check-long         the same, longer
 #   make bench              measure; writes docs/performance.md
@@ -52,7 +53,8 @@ TAKT_LDFLAGS := -pthread
 ifneq ($(SAN),)
 SAN_FLAGS := -fno-omit-frame-pointer \
 	$(if $(findstring asan,$(SAN)),-fsanitize=address) \
-	$(if $(findstring ubsan,$(SAN)),-fsanitize=undefined -fno-sanitize-recover=undefined)
+	$(if $(findstring ubsan,$(SAN)),-fsanitize=undefined -fno-sanitize-recover=undefined) \
+	$(if $(findstring fuzzer,$(SAN)),-fsanitize=fuzzer-no-link)
 TAKT_LDFLAGS += $(filter -fsanitize=%,$(SAN_FLAGS))
 endif
 
@@ -92,7 +94,7 @@ GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-
 GUEST_LDFLAGS = -Wl,--build-id=none \
 	$(shell $(CC) -Wl,--no-warn-rwx-segments -Wl,--version >/dev/null 2>&1 && echo -Wl,--no-warn-rwx-segments)
 
-.PHONY: all guest guest-image guest-tests unit run check check-long bench install clean format
+.PHONY: all guest guest-image guest-tests unit fuzz fuzz-targets run check check-long bench install clean format
 all: $(BUILD)/takt
 
 $(BUILD)/takt: $(MAIN_OBJ) $(BUILD)/libtakt.a
@@ -161,6 +163,24 @@ $(BUILD)/bench-kernels/%: bench/kernels/%.c $(GUEST_LIB_OBJ) tests/guest/guest.l
 	$(say) GUEST $@
 	$(Q)$(GUEST_CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
+# Fuzz targets, each tests/fuzz/NAME.c; make fuzz builds them with what libFuzzer needs, and runs them.
+FUZZ_COMMON_SRC := tests/fuzz/fuzz.c tests/fuzz/machine.c tests/unit/script_engine.c tests/unit/virtio_guest.c
+FUZZ_COMMON_OBJ := $(FUZZ_COMMON_SRC:%.c=$(BUILD)/%.o)
+FUZZ_SRC := $(filter-out $(FUZZ_COMMON_SRC),$(wildcard tests/fuzz/*.c))
+FUZZ_BIN := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+FUZZ_SECONDS = 60
+
+fuzz-targets: $(FUZZ_BIN)
+
+$(FUZZ_BIN): $(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(FUZZ_COMMON_OBJ) $(BUILD)/libtakt.a
+	@mkdir -p $(@D)
+	$(say) LINK $@
+	$(Q)$(CC) -fsanitize=fuzzer $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+fuzz:
+	$(MAKE) CC=clang SAN=fuzzer,asan,ubsan fuzz-targets
+	tests/fuzz/run build/clang-fuzzer-asan-ubsan $(FUZZ_SECONDS)
+
 check: $(BUILD)/takt unit guest-tests guest
 	BT_RUNTIME="$(BT_RUNTIME)" scripts/check $(BUILD)
 
@@ -221,4 +241,4 @@ clean:
 	rm -rf build
 
 -include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT_COMMON_OBJ:.o=.d) \
-	$(UNIT_SRC:%.c=$(BUILD)/%.d) $(GUEST_LIB_OBJ:.o=.d) $(GUEST_TEST_BIN:=.d)
+	$(UNIT_SRC:%.c=$(BUILD)/%.d) $(FUZZ_COMMON_OBJ:.o=.d) $(FUZZ_SRC:%.c=$(BUILD)/%.d) $(GUEST_LIB_OBJ:.o=.d) $(GUEST_TEST_BIN:=.d)
