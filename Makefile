@@ -184,7 +184,7 @@ fuzz:
 check: $(BUILD)/takt unit guest-tests guest
 	BT_RUNTIME="$(BT_RUNTIME)" scripts/check $(BUILD)
 
-check-long: $(BUILD)/takt unit guest-tests guest guest-image
+check-long: $(BUILD)/takt unit guest-tests guest guest-image $(GUEST)/initrd-soak
 	BT_RUNTIME="$(BT_RUNTIME)" TAKT_TEST_LONG=1 scripts/check $(BUILD)
 
 # --- guests, running, measuring ----------------------------------------------------------------
@@ -208,6 +208,10 @@ $(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe
 $(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(wildcard guest/tests/*) \
 		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
+
+$(GUEST)/initrd-soak: scripts/make-initrd-soak scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe \
+		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
+	scripts/make-initrd-soak $@
 
 # Nobody else's: a new takt need not make a new one, a new recipe does.
 guest-image: $(GUEST)/debian.img

@@ -14,7 +14,7 @@
 #include "fuzz.h"
 
 #define PIECE (128 * KiB)
-#define REQUESTS 24
+#define REQUESTS 16
 
 static uint8_t out[PIECE], back[PIECE];
 
