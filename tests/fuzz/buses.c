@@ -12,7 +12,8 @@
 
 static const gpa_t regions[] = {PCI_ECAM_GPA, LAPIC, IOAPIC, 0xc0000000, 0xfed00000};
 
-enum step { IO_READ, IO_WRITE, MMIO_READ, MMIO_WRITE, CONFIG_READ, CONFIG_WRITE, BAR_READ, BAR_WRITE, PASS, STEPS };
+enum step { IO_READ, IO_WRITE, MMIO_READ, MMIO_WRITE, CONFIG_READ, CONFIG_WRITE, BAR_READ, BAR_WRITE, PASS,
+	    MSR_READ, MSR_WRITE, INTERRUPT, PRIORITY, CALL, STEPS };
 
 struct fuzzed {
 	struct vcpu *v;
@@ -45,6 +46,28 @@ static gpa_t any_address(struct fuzzed *f)
 	return regions[which % ARRAY_SIZE(regions)] + fuzz_u32(&f->in) % MiB;
 }
 
+/* What the platform answers for: local APIC, x2APIC, KVM's clock and the like. */
+static uint32_t msr(struct fuzzed *f)
+{
+	static const uint32_t some[] = {0x1b, 0x6e0, 0x11, 0x12, 0x10};
+	unsigned which = fuzz_u8(&f->in);
+
+	if (which < 0x40)
+		return 0x800 + which;
+	if (which < 0x60)
+		return 0x4b564d00 + which % 16;
+	return some[which % ARRAY_SIZE(some)];
+}
+
+static void hypercall(struct fuzzed *f)
+{
+	uint64_t arg[4], nr = fuzz_u8(&f->in);
+
+	for (unsigned i = 0; i < 4; i++)
+		arg[i] = fuzz_u32(&f->in);
+	f->v->ops->hypercall(f->v->platform, f->v, nr, arg);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
 	struct fuzzed f = {.in = {bytes, bytes + size}};
@@ -56,6 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		const struct platform_ops *ops = f.v->ops;
 		void *platform = f.v->platform;
 		unsigned op = fuzz_u8(&f.in), width = 1u << (op >> 6);
+		uint64_t value;
 		gpa_t at;
 
 		switch ((enum step)(op % STEPS)) {
@@ -80,6 +104,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 			ops->mmio_write(platform, at, width, fuzz_u64(&f.in));
 			break;
 		case PASS: machine_advance(m, f.v); break;
+		case MSR_READ: ops->msr_read(platform, f.v, msr(&f), &value); break;
+		case MSR_WRITE:
+			at = msr(&f);
+			ops->msr_write(platform, f.v, (uint32_t)at, fuzz_u64(&f.in));
+			break;
+		case INTERRUPT:
+			if (ops->irq_pending(platform, f.v) >= 0)
+				ops->irq_ack(platform, f.v);
+			break;
+		case PRIORITY:
+			ops->cr8_write(platform, f.v, fuzz_u8(&f.in) & 15);
+			ops->cr8_read(platform, f.v);
+			break;
+		case CALL: hypercall(&f); break;
 		case STEPS: break;
 		}
 	}

@@ -77,7 +77,9 @@ enum fuzz_slot { FUZZ_RNG = 1, FUZZ_CONSOLE, FUZZ_BLK, FUZZ_NET, FUZZ_FS, FUZZ_B
 struct machine *fuzz_machine(void);
 /* At power-on, its share as it was. */
 void fuzz_machine_reset(void);
-/* Lets what was begun end. */
+/* A program of the host's wants the guest's vsock port 1000. */
+void fuzz_host_connects(void);
+/* Lets what was begun end, and the host's programs answer. */
 void fuzz_machine_settle(void);
 
 #endif

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include "backend/disk.h"
 #include "backend/hostdir.h"
 #include "backend/net.h"
+#include "backend/unix.h"
 #include "base/loop.h"
 #include "fuzz.h"
 #include "virtio/console.h"
@@ -19,7 +21,7 @@
 static struct machine *machine;
 static struct loop loop;
 static struct loop_wake stop;
-static char share[96];
+static char share[96], vsock_path[96];
 
 /* --- a network that gives back what is sent --- */
 
@@ -132,6 +134,60 @@ static const struct console_port ports[] = {
     {"stream", false, echo_output, echo_input, echo_waiting, NULL, &echoes[1]},
 };
 
+/* --- programs at the vsock's host side --- */
+
+#define VSOCK_PORT 1024 /* where one listens; the guest's port that another wants is 1000 */
+
+static struct {
+	int listener, peers[8];
+	unsigned n;
+} host = {.listener = -1};
+
+static void add_peer(int fd)
+{
+	if (fd < 0)
+		return;
+	if (host.n == ARRAY_SIZE(host.peers))
+		close(fd);
+	else
+		host.peers[host.n++] = fd;
+}
+
+static void vsock_connect(const char *path)
+{
+	int fd = unix_connect(path);
+
+	if (fd >= 0 && write(fd, "CONNECT 1000\n", 13) != 13) {
+		close(fd);
+		fd = -1;
+	}
+	add_peer(fd);
+}
+
+/* Echoes; who sends "q" is hung up on. */
+static void serve_peers(void)
+{
+	uint8_t buf[4096];
+
+	add_peer(unix_accept(host.listener));
+	for (unsigned i = 0; i < host.n; i++) {
+		ssize_t n = recv(host.peers[i], buf, sizeof(buf), MSG_DONTWAIT);
+
+		if (n > 0 && buf[0] != 'q' && send(host.peers[i], buf, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+			continue;
+		if (n < 0)
+			continue;
+		close(host.peers[i]);
+		host.peers[i--] = host.peers[--host.n];
+	}
+}
+
+static void drop_peers(void)
+{
+	while (host.n)
+		close(host.peers[--host.n]);
+}
+
 /* --- the machine --- */
 
 static int never(struct vcpu *v)
@@ -186,6 +242,7 @@ static void make(void)
 	snprintf(share, sizeof(share), "%s/share", fuzz_directory());
 	snprintf(file, sizeof(file), "%s/disk", fuzz_directory());
 	snprintf(socket, sizeof(socket), "%s/vsock", fuzz_directory());
+	snprintf(vsock_path, sizeof(vsock_path), "%s", socket);
 	mkdir(share, 0755);
 	fill_share();
 	fd = open(file, O_CREAT | O_RDWR, 0600);
@@ -200,6 +257,10 @@ static void make(void)
 	strcpy(shares[0].tag, "share");
 	script_engine_set(&idle);
 	machine = script_machine(&config);
+	snprintf(file, sizeof(file), "%s_%u", socket, VSOCK_PORT);
+	host.listener = unix_listen(file, "fuzz", &err);
+	if (host.listener < 0)
+		fuzz_fail("%s", err.text);
 }
 
 struct machine *fuzz_machine(void)
@@ -209,11 +270,17 @@ struct machine *fuzz_machine(void)
 	return machine;
 }
 
+void fuzz_host_connects(void)
+{
+	vsock_connect(vsock_path);
+}
+
 void fuzz_machine_settle(void)
 {
 	struct machine *m = fuzz_machine();
 
 	machine_drain(m);
+	serve_peers();
 	loop.stop = false;
 	loop_wake_post(&stop);
 	if (loop_run(&loop, NULL))
@@ -228,6 +295,7 @@ void fuzz_machine_reset(void)
 	struct machine *m = fuzz_machine();
 
 	wire.size = echoes[0].n = echoes[1].n = 0;
+	drop_peers();
 	if (machine_reset(m, NULL))
 		fuzz_fail("the machine cannot be reset");
 	if (++inputs % CLEAN_EVERY == 0)

@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "../unit/virtio_guest.h"
+#include "chip/pci.h"
 #include "fuzz.h"
 #include "virtio/pci.h"
+#include "x86/vcpu.h"
 
 #define QUEUES 6
 #define DATA_SIZE (64 * KiB)
@@ -20,6 +22,7 @@ enum step {
 	SETTLE,
 	ADVANCE,
 	RING, /* any bytes anywhere in the rings */
+	CONNECT, /* from the host, to the vsock */
 	REQUEST, /* header, data and room for a reply, offered and rung for */
 	STEPS
 };
@@ -75,6 +78,30 @@ static void request(struct vguest *g, struct fuzz_input *in, unsigned q)
 	vg_doorbell(g, q);
 }
 
+/* Vector 1 for all queues, 0 for the configuration; some of them masked. */
+static void interrupts_on(struct vguest *g, unsigned queues, unsigned how)
+{
+	static const unsigned control = 2;
+	gpa_t config = PCI_ECAM_GPA + ((gpa_t)g->slot << 15), at = 0;
+	const struct platform_ops *ops = g->v->ops;
+
+	for (at = ops->mmio_read(g->v->platform, config + 0x34, 1);
+	     at && ops->mmio_read(g->v->platform, config + at, 1) != 0x11;)
+		at = ops->mmio_read(g->v->platform, config + at + 1, 1);
+	fuzz_check(at);
+	for (unsigned i = 0; i < 2; i++) {
+		vg_set(g, VIRTIO_PCI_MSIX + i * 16, 8, 0xfee00000);
+		vg_set(g, VIRTIO_PCI_MSIX + i * 16 + 8, 4, 0x50 + i);
+		vg_set(g, VIRTIO_PCI_MSIX + i * 16 + 12, 4, how >> i & 1);
+	}
+	ops->mmio_write(g->v->platform, config + at + control, 2, 0x8000 | (how & 4 ? 0x4000 : 0));
+	vg_set(g, 0x10, 2, 0);
+	for (unsigned i = 0; i < queues; i++) {
+		vg_set(g, 0x16, 2, i);
+		vg_set(g, 0x1a, 2, 1);
+	}
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
 	struct fuzz_input in = {bytes, bytes + size};
@@ -85,6 +112,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 	vg_open(&g, fuzz_machine(), FUZZ_RNG + fuzz_u8(&in) % FUZZ_VSOCK);
 	queues = MIN((unsigned)vg_reg(&g, 0x12, 2), QUEUES);
 	vg_drive(&g, vg_features(&g) & (fuzz_u64(&in) | ~0xffffffffULL), queues);
+	interrupts_on(&g, queues, fuzz_u8(&in));
 	while (fuzz_left(&in)) {
 		unsigned op = fuzz_u8(&in), q = op / STEPS % queues;
 
@@ -111,6 +139,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		case ADVANCE: machine_advance(g.m, g.v); break;
 		case RING: ring(&g, &in, q); break;
 		case REQUEST: request(&g, &in, q); break;
+		case CONNECT: fuzz_host_connects(); break;
 		case STEPS: break;
 		}
 	}
