@@ -7,6 +7,7 @@
 #   make guest              build/guest/: Debian kernels and initramfs images
 #   make guest-image        build/guest/debian.img: a Debian system (needs mmdebstrap)
 #   make run                boot the Debian cloud kernel and end at its shell
+#   make fuzz               fuzz targets, in build/clang-fuzzer-asan-ubsan; FUZZ_SECONDS=60 each
 #   make check              unit tests, guest kernels, system tests
 #   make check-long         the same, longer
 #   make bench              measure; writes docs/performance.md
@@ -52,7 +53,8 @@ TAKT_LDFLAGS := -pthread
 ifneq ($(SAN),)
 SAN_FLAGS := -fno-omit-frame-pointer \
 	$(if $(findstring asan,$(SAN)),-fsanitize=address) \
-	$(if $(findstring ubsan,$(SAN)),-fsanitize=undefined -fno-sanitize-recover=undefined)
+	$(if $(findstring ubsan,$(SAN)),-fsanitize=undefined -fno-sanitize-recover=undefined) \
+	$(if $(findstring fuzzer,$(SAN)),-fsanitize=fuzzer-no-link)
 TAKT_LDFLAGS += $(filter -fsanitize=%,$(SAN_FLAGS))
 endif
 
@@ -75,6 +77,8 @@ UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 # Helpers that several unit tests share: every other C file in tests/unit.
 UNIT_COMMON_SRC := $(filter-out $(UNIT_SRC),$(wildcard tests/unit/*.c))
 UNIT_COMMON_OBJ := $(UNIT_COMMON_SRC:%.c=$(BUILD)/%.o)
+# Calls of the host's that a unit test can have fail: tests/unit/host_faults.c.
+HOST_FAULTS := $(addprefix -Wl$(comma)--wrap=,pwrite pwritev fdatasync fallocate)
 # Bare-metal kernels: each tests/guest/NAME.S (or .c) becomes build/.../guest-tests/NAME, an ELF linked by
 # tests/guest/guest.ld together with tests/guest/lib/*.
 GUEST_TEST_SRC := $(wildcard tests/guest/*.S tests/guest/*.c)
@@ -92,7 +96,7 @@ GUEST_CFLAGS := -ffreestanding -nostdlib -static -fno-pic -fno-pie -no-pie -mno-
 GUEST_LDFLAGS = -Wl,--build-id=none \
 	$(shell $(CC) -Wl,--no-warn-rwx-segments -Wl,--version >/dev/null 2>&1 && echo -Wl,--no-warn-rwx-segments)
 
-.PHONY: all guest guest-image guest-tests unit run check check-long bench install clean format
+.PHONY: all guest guest-image guest-tests unit fuzz fuzz-targets run check check-long bench install clean format
 all: $(BUILD)/takt
 
 $(BUILD)/takt: $(MAIN_OBJ) $(BUILD)/libtakt.a
@@ -137,7 +141,7 @@ unit: $(UNIT_BIN)
 $(UNIT_BIN): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(UNIT_COMMON_OBJ) $(BUILD)/libtakt.a
 	@mkdir -p $(@D)
 	$(say) LINK $@
-	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CC) $(TAKT_LDFLAGS) $(LDFLAGS) $(HOST_FAULTS) -o $@ $^ -lcmocka $(LIBS)
 
 guest-tests: $(GUEST_TEST_BIN) $(MULTIBOOT_BIN)
 
@@ -176,10 +180,28 @@ $(BUILD)/bench-kernels/%: bench/kernels/%.c $(GUEST_LIB_OBJ) tests/guest/guest.l
 	$(say) GUEST $@
 	$(Q)$(GUEST_CC) $(GUEST_CFLAGS) -MMD -MP -MF $@.d $(GUEST_LDFLAGS) -T tests/guest/guest.ld -o $@ $< $(GUEST_LIB_OBJ)
 
+# Fuzz targets, each tests/fuzz/NAME.c; make fuzz builds them with what libFuzzer needs, and runs them.
+FUZZ_COMMON_SRC := tests/fuzz/fuzz.c tests/fuzz/machine.c tests/unit/script_engine.c tests/unit/virtio_guest.c
+FUZZ_COMMON_OBJ := $(FUZZ_COMMON_SRC:%.c=$(BUILD)/%.o)
+FUZZ_SRC := $(filter-out $(FUZZ_COMMON_SRC),$(wildcard tests/fuzz/*.c))
+FUZZ_BIN := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+FUZZ_SECONDS = 60
+
+fuzz-targets: $(FUZZ_BIN)
+
+$(FUZZ_BIN): $(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(FUZZ_COMMON_OBJ) $(BUILD)/libtakt.a
+	@mkdir -p $(@D)
+	$(say) LINK $@
+	$(Q)$(CC) -fsanitize=fuzzer $(TAKT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+fuzz:
+	$(MAKE) CC=clang SAN=fuzzer,asan,ubsan fuzz-targets
+	tests/fuzz/run build/clang-fuzzer-asan-ubsan $(FUZZ_SECONDS)
+
 check: $(BUILD)/takt unit guest-tests guest
 	BT_RUNTIME="$(BT_RUNTIME)" scripts/check $(BUILD)
 
-check-long: $(BUILD)/takt unit guest-tests guest guest-image
+check-long: $(BUILD)/takt unit guest-tests guest guest-image $(GUEST)/initrd-soak
 	BT_RUNTIME="$(BT_RUNTIME)" TAKT_TEST_LONG=1 scripts/check $(BUILD)
 
 # --- guests, running, measuring ----------------------------------------------------------------
@@ -203,6 +225,10 @@ $(GUEST)/initrd: scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe
 $(GUEST)/initrd-full: scripts/make-initrd-full scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe $(wildcard guest/tests/*) \
 		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
 	scripts/make-initrd-full $@
+
+$(GUEST)/initrd-soak: scripts/make-initrd-soak scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe \
+		$(GUEST)/vmlinuz $(GUEST)/vmlinuz-generic
+	scripts/make-initrd-soak $@
 
 # Nobody else's: a new takt need not make a new one, a new recipe does.
 guest-image: $(GUEST)/debian.img
@@ -237,4 +263,4 @@ clean:
 	rm -rf build
 
 -include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT_COMMON_OBJ:.o=.d) \
-	$(UNIT_SRC:%.c=$(BUILD)/%.d) $(GUEST_LIB_OBJ:.o=.d) $(GUEST_TEST_BIN:=.d)
+	$(UNIT_SRC:%.c=$(BUILD)/%.d) $(FUZZ_COMMON_OBJ:.o=.d) $(FUZZ_SRC:%.c=$(BUILD)/%.d) $(GUEST_LIB_OBJ:.o=.d) $(GUEST_TEST_BIN:=.d)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +10,8 @@
 #include "base/log.h"
 
 #define QCOW2_MAGIC "QFI\xfb"
+#define LOCK_TRIES 50
+#define LOCK_PAUSE 10000 /* us */
 
 /* --- opening --- */
 
@@ -36,12 +39,18 @@ static int explain_open(const struct disk_config *config, int code, struct error
 	}
 }
 
-/* Writers keep everybody else out, readers keep writers out.  The lock goes with the descriptor. */
+/* Writers keep everybody else out, readers keep writers out.  The lock goes with the descriptor, which
+ * a killed process's io_uring keeps a moment longer than the process lives. */
 static int lock(int fd, const struct disk_config *config, bool write, struct error *err)
 {
 	struct flock l = {.l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+	int ret = fcntl(fd, F_OFD_SETLK, &l);
 
-	if (!fcntl(fd, F_OFD_SETLK, &l))
+	for (unsigned i = 0; i < LOCK_TRIES && ret && (errno == EAGAIN || errno == EACCES); i++) {
+		usleep(LOCK_PAUSE);
+		ret = fcntl(fd, F_OFD_SETLK, &l);
+	}
+	if (!ret)
 		return 0;
 	if (errno == EAGAIN || errno == EACCES)
 		return error_set(err, EBUSY,
@@ -164,6 +173,13 @@ struct disk *disk_open(const struct disk_config *config, struct error *err)
 	d = open_layers(config, err);
 	if (!d)
 		return NULL;
+	d->name = strdup(config->path);
+	if (!d->name) {
+		error_set(err, ENOMEM, "not enough memory for disk %s", config->path);
+		disk_close(d);
+		return NULL;
+	}
+	d->on_error = config->on_error;
 	d->read_only = config->read_only;
 	if (config->serial)
 		memcpy(d->serial, config->serial, strlen(config->serial));
@@ -181,20 +197,29 @@ void disk_attach(struct disk *d, struct aio *aio)
 
 void disk_close(struct disk *d)
 {
-	if (d)
-		d->driver->close(d);
+	if (!d)
+		return;
+	free(d->name);
+	d->driver->close(d);
+}
+
+int disk_check(const struct disk *d, const struct disk_request *r)
+{
+	if (r->op == DISK_FLUSH)
+		return 0;
+	if (r->op != DISK_READ && d->read_only)
+		return -EROFS;
+	if (r->offset % DISK_SECTOR || r->length % DISK_SECTOR || r->offset > d->size ||
+	    r->length > d->size - r->offset)
+		return -EINVAL;
+	return 0;
 }
 
 void disk_submit(struct disk *d, struct disk_request *r)
 {
-	int ret = 0;
+	int ret = disk_check(d, r);
 
 	r->disk = d;
-	if (r->op != DISK_READ && r->op != DISK_FLUSH && d->read_only)
-		ret = -EROFS;
-	else if (r->op != DISK_FLUSH && (r->offset % DISK_SECTOR || r->length % DISK_SECTOR ||
-					 r->offset > d->size || r->length > d->size - r->offset))
-		ret = -EINVAL;
 	if (ret || (r->op != DISK_FLUSH && !r->length))
 		disk_done(r, ret);
 	else

@@ -28,6 +28,14 @@ enum disk_op {
 	DISK_ZERO,
 };
 
+/* What is done when the host cannot do a request that is right. */
+enum disk_on_error {
+	DISK_NOSPACE, /* pause if there is no room, else report */
+	DISK_REPORT,  /* the guest gets an I/O error */
+	DISK_PAUSE,   /* the machine waits until the host can */
+	DISK_FAIL,    /* the machine ends */
+};
+
 struct disk;
 
 struct disk_request {
@@ -69,6 +77,12 @@ struct disk {
 	unsigned discard_block;  /* bytes, what can be given back */
 	bool read_only;
 	char serial[DISK_SERIAL + 1];
+	enum disk_on_error on_error; /* for the device: a driver always says what happened */
+	/* A flush failed, for this reason (-errno): the host has dropped what it could not write, and
+	 * would say so but once.  No flush succeeds any more. */
+	int lost;
+	char *name;        /* for messages: what was opened */
+	const char *place; /* where its writes go, if that is not in `name`; NULL: it is */
 };
 
 struct disk_config {
@@ -77,6 +91,7 @@ struct disk_config {
 	const char *serial; /* for the guest, up to 20 characters; NULL: none */
 	bool read_only;
 	bool snapshot;  /* writes go elsewhere and are gone at the end */
+	enum disk_on_error on_error;
 	unsigned depth; /* how many disks lie over this one */
 };
 
@@ -90,8 +105,11 @@ void disk_attach(struct disk *d, struct aio *aio);
 /* Nothing is in flight. */
 void disk_close(struct disk *d);
 
+/* Whether a request is one that the disk can have: beyond the disk or not whole sectors: -EINVAL; a
+ * write to a read-only disk: -EROFS. */
+int disk_check(const struct disk *d, const struct disk_request *r);
 /* Takes a request, which ends with done(); that may be before this returns.  disk_kick() starts it.
- * Beyond the disk or not whole sectors: -EINVAL; a write to a read-only disk: -EROFS. */
+ * What disk_check() refuses ends with that error. */
 void disk_submit(struct disk *d, struct disk_request *r);
 static inline void disk_kick(struct disk *d)
 {
@@ -109,6 +127,14 @@ uint64_t disk_next_data(struct disk *d, uint64_t offset);
 int disk_open_file(const struct disk_config *config, struct error *err);
 
 /* --- for drivers --- */
+
+/* Whether what `result`, of fdatasync(), says is the truth.  Returns 0 or -errno. */
+static inline int disk_synced(struct disk *d, int result)
+{
+	if (result && !d->lost)
+		d->lost = result;
+	return d->lost;
+}
 
 static inline void disk_done(struct disk_request *r, int result)
 {

@@ -241,15 +241,21 @@ static const struct disk_driver overlay_driver = {
     .attach = overlay_attach,
     .close = overlay_close};
 
-/* A file without a name that can have holes. */
-static int temporary_file(uint64_t size, struct error *err)
+static const char *temporary_directory(void)
 {
 	const char *dir = getenv("TMPDIR");
+
+	if (dir && *dir)
+		return dir;
+	return access("/var/tmp", W_OK) ? "/tmp" : "/var/tmp";
+}
+
+/* A file without a name that can have holes. */
+static int temporary_file(const char *dir, uint64_t size, struct error *err)
+{
 	char path[4096];
 	int fd, code;
 
-	if (!dir || !*dir)
-		dir = access("/var/tmp", W_OK) ? "/tmp" : "/var/tmp";
 	fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
 		snprintf(path, sizeof(path), "%s/takt-snapshot-XXXXXX", dir);
@@ -277,6 +283,7 @@ struct disk *disk_overlay_open(struct disk *base, struct error *err)
 {
 	struct overlay *o = calloc(1, sizeof(*o));
 	uint64_t words = (base->size / DISK_SECTOR + 63) / 64;
+	const char *dir = temporary_directory();
 
 	if (!o) {
 		error_set(err, ENOMEM, "not enough memory for a snapshot");
@@ -286,7 +293,7 @@ struct disk *disk_overlay_open(struct disk *base, struct error *err)
 	/* Mapped, so that only the bits of what is written take memory. */
 	o->written = mmap(NULL, o->written_bytes, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	o->fd = o->written == MAP_FAILED ? -1 : temporary_file(base->size, err);
+	o->fd = o->written == MAP_FAILED ? -1 : temporary_file(dir, base->size, err);
 	if (o->written == MAP_FAILED)
 		error_set(err, ENOMEM, "not enough memory for a snapshot of %llu MiB",
 			  (unsigned long long)(base->size / MiB));
@@ -301,7 +308,8 @@ struct disk *disk_overlay_open(struct disk *base, struct error *err)
 				.size = base->size,
 				.block_size = base->block_size,
 				.physical_block = base->physical_block,
-				.discard_block = base->physical_block};
+				.discard_block = base->physical_block,
+				.place = dir};
 	base->read_only = true;
 	return &o->disk;
 }

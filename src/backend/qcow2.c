@@ -7,10 +7,12 @@
  * changes are written at once).  Requests run one at a time on a thread of aio's, as plain reads
  * and writes.
  *
- * Invariant, also if the host stops at any time: what a flushed L1 or L2 table refers to has a
- * reference count.  Clusters are therefore counted in batches, which are on stable storage
- * before the first is handed out; a stop leaves some that nobody uses, which 'takt image check
- * --repair' gives back.
+ * Invariant, also if the host stops at any time or has no room: what a flushed L1 or L2 table refers
+ * to has a reference count.  Clusters are therefore counted in batches, which are on stable storage
+ * before the first is handed out, and those that are not used any more stay counted until the tables
+ * that do not refer to them are.  A stop leaves some that nobody uses, which 'takt image check
+ * --repair' gives back.  An error leaves tables in memory as they are in the file: the same request
+ * can be tried again.
  *
  * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
  * holds the header and the backing disk's name, is never handed out.
@@ -35,6 +37,7 @@
 #define L2_SLOTS_MAX 64
 #define L2_BYTES (4 * MiB)
 #define BATCH 512 /* clusters counted at once */
+#define FREED_MAX 4096
 
 static const uint8_t zeroes_of_a_cluster[1 << CLUSTER_BITS_MAX];
 
@@ -67,6 +70,9 @@ struct qcow2 {
 	uint64_t refblock_index;
 	uint64_t search; /* no cluster below it is free */
 	uint64_t batch, batch_end;
+	/* Clusters with a reference that is gone when the tables are on stable storage. */
+	uint64_t freed[FREED_MAX];
+	unsigned nfreed;
 
 	uint8_t *scratch;  /* a cluster */
 	uint8_t *unpacked; /* the compressed cluster of this entry */
@@ -112,6 +118,11 @@ static int file_write(const struct qcow2 *q, uint64_t offset, const void *buf, s
 	return 0;
 }
 
+static int file_sync(struct qcow2 *q)
+{
+	return disk_synced(&q->disk, fdatasync(q->fd) ? -errno : 0);
+}
+
 /* What lies beyond the file's end was never written: zeroes. */
 static int data_read(const struct qcow2 *q, uint64_t offset, uint8_t *buf, size_t size)
 {
@@ -154,7 +165,7 @@ static int load_refblock(struct qcow2 *q, uint64_t cluster)
 	if (index == q->refblock_index)
 		return 0;
 	if (index >= q->reftable_entries)
-		return -ENOSPC;
+		return -EFBIG; /* not for want of room */
 	q->refblock_index = UINT64_MAX;
 	offset = be64toh(q->reftable[index]) & ENTRY_OFFSET;
 	if (offset) {
@@ -170,8 +181,8 @@ static int load_refblock(struct qcow2 *q, uint64_t cluster)
 	memset(q->refblock, 0, q->cluster_size);
 	q->refblock[0] = htobe16(1);
 	ret = file_write(q, offset, q->refblock, q->cluster_size);
-	if (!ret && fdatasync(q->fd))
-		ret = -errno;
+	if (!ret)
+		ret = file_sync(q);
 	entry = htobe64(offset);
 	if (!ret)
 		ret = file_write(q, q->reftable_offset + index * 8, &entry, 8);
@@ -196,30 +207,63 @@ static uint16_t *count_of(struct qcow2 *q, uint64_t cluster)
 	return &q->refblock[cluster % counts_a_block(q)];
 }
 
-/* One reference less.  An error leaves the cluster counted, which does no harm. */
-static void release(struct qcow2 *q, uint64_t cluster)
+/* One reference less, now: no table refers to it.  An error leaves it counted, which does no harm. */
+static int uncount(struct qcow2 *q, uint64_t cluster)
 {
 	uint16_t count;
+	int ret = load_refblock(q, cluster);
 
-	if (!cluster || load_refblock(q, cluster))
-		return;
+	if (ret)
+		return ret;
 	count = be16toh(*count_of(q, cluster));
 	if (!count)
-		return;
+		return 0;
 	*count_of(q, cluster) = htobe16(count - 1);
-	if (write_counts(q, cluster, 1) || count > 1)
-		return;
+	ret = write_counts(q, cluster, 1);
+	if (ret)
+		*count_of(q, cluster) = htobe16(count);
+	if (ret || count > 1)
+		return ret;
 	q->search = MIN(q->search, cluster);
 	fallocate(q->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		  (off_t)(cluster << q->cluster_bits), (off_t)q->cluster_size);
+	return 0;
+}
+
+/* Everything is on stable storage; what is not referred to any more is free, or will be when there is
+ * room to write so. */
+static int flush(struct qcow2 *q)
+{
+	int ret = file_sync(q);
+
+	while (!ret && q->nfreed) {
+		if (uncount(q, q->freed[q->nfreed - 1]) == -ENOSPC)
+			break;
+		q->nfreed--;
+	}
+	return ret;
+}
+
+/* One reference less, as soon as the tables say so. */
+static void release(struct qcow2 *q, uint64_t cluster)
+{
+	if (!cluster)
+		return;
+	if (q->nfreed == FREED_MAX)
+		flush(q);
+	if (q->nfreed < FREED_MAX) /* else it stays counted */
+		q->freed[q->nfreed++] = cluster;
 }
 
 /* Counts some free clusters in a row: [batch, batch_end). */
 static int count_batch(struct qcow2 *q)
 {
-	uint64_t first = MAX(q->search, 1), end, block_end;
-	int ret;
+	uint64_t first, end, block_end;
+	int ret = q->nfreed ? flush(q) : 0;
 
+	if (ret)
+		return ret;
+	first = MAX(q->search, 1);
 	for (;; first++) {
 		ret = load_refblock(q, first);
 		if (ret)
@@ -227,14 +271,16 @@ static int count_batch(struct qcow2 *q)
 		if (!*count_of(q, first))
 			break;
 	}
+	q->search = first;
 	block_end = (first / counts_a_block(q) + 1) * counts_a_block(q);
 	for (end = first; end < MIN(block_end, first + BATCH) && !*count_of(q, end); end++)
 		*count_of(q, end) = htobe16(1);
 	ret = write_counts(q, first, end - first);
-	if (!ret && fdatasync(q->fd))
-		ret = -errno;
+	if (!ret)
+		ret = file_sync(q);
 	if (ret) {
-		q->refblock_index = UINT64_MAX; /* as the file has it */
+		/* Not in use, so not counted, even if the file says so until the next try. */
+		memset(count_of(q, first), 0, (end - first) * sizeof(*q->refblock));
 		return ret;
 	}
 	q->batch = first;
@@ -250,6 +296,17 @@ static int allocate(struct qcow2 *q, uint64_t *offset)
 	if (!ret)
 		*offset = q->batch++ << q->cluster_bits;
 	return ret;
+}
+
+/* Nothing refers to what allocate() gave. */
+static void give_back(struct qcow2 *q, uint64_t offset)
+{
+	uint64_t cluster = offset >> q->cluster_bits;
+
+	if (q->batch == cluster + 1)
+		q->batch--;
+	else
+		release(q, cluster);
 }
 
 /* --- L2 tables --- */
@@ -340,15 +397,18 @@ static int make_l2(struct qcow2 *q, uint64_t at, struct l2_slot **slot)
 	else
 		memset(q->scratch, 0, q->cluster_size);
 	ret = allocate(q, &offset);
-	if (!ret)
-		ret = file_write(q, offset, q->scratch, q->cluster_size);
-	if (!ret && fdatasync(q->fd)) /* before anything refers to it */
-		ret = -errno;
+	if (ret)
+		return ret;
+	ret = file_write(q, offset, q->scratch, q->cluster_size);
+	if (!ret) /* before anything refers to it */
+		ret = file_sync(q);
 	entry = htobe64(offset | ENTRY_COPIED);
 	if (!ret)
 		ret = file_write(q, q->l1_offset + index * 8, &entry, 8);
-	if (ret)
+	if (ret) {
+		give_back(q, offset);
 		return ret;
+	}
 	q->l1[index] = entry;
 	release(q, (old & ENTRY_OFFSET) >> q->cluster_bits);
 	*slot = l2_slot(q, offset, &fresh);
@@ -505,15 +565,20 @@ static int write_part(struct qcow2 *q, uint64_t at, const uint8_t *buf, uint64_t
 	/* A cluster of its own, with what was around the part. */
 	if (!own)
 		ret = allocate(q, &offset);
-	if (!ret && size < q->cluster_size)
-		ret = read_part(q, at - in, q->scratch, q->cluster_size);
 	if (ret)
 		return ret;
+	if (size < q->cluster_size)
+		ret = read_part(q, at - in, q->scratch, q->cluster_size);
 	memcpy(q->scratch + in, buf, size);
-	ret = file_write(q, offset, q->scratch, q->cluster_size);
+	if (!ret)
+		ret = file_write(q, offset, q->scratch, q->cluster_size);
 	if (!ret)
 		ret = set_entry(q, at, offset | ENTRY_COPIED);
-	if (!ret && !own)
+	if (own)
+		return ret;
+	if (ret)
+		give_back(q, offset);
+	else
 		release_entry(q, old);
 	return ret;
 }
@@ -587,7 +652,7 @@ static int64_t perform(struct aio_request *io)
 	switch (r->op) {
 	case DISK_READ:
 	case DISK_WRITE: ret = transfer(q, r); break;
-	case DISK_FLUSH: ret = fdatasync(q->fd) ? -errno : 0; break;
+	case DISK_FLUSH: ret = flush(q); break;
 	case DISK_DISCARD:
 	case DISK_ZERO: ret = clear(q, r); break;
 	}
@@ -657,8 +722,9 @@ static void qcow2_close(struct disk *d)
 {
 	struct qcow2 *q = qcow2_of(d);
 
-	while (q->batch < q->batch_end)
-		release(q, q->batch++);
+	if (q->write && !flush(q))
+		while (q->batch < q->batch_end)
+			uncount(q, q->batch++);
 	if (q->write)
 		fdatasync(q->fd);
 	close(q->fd);

@@ -53,9 +53,11 @@ static void transfer_done(struct aio_request *io, int64_t result)
 	disk_done(r, (int)result);
 }
 
-static void simple_done(struct aio_request *io, int64_t result)
+static void sync_done(struct aio_request *io, int64_t result)
 {
-	disk_done(container_of(io, struct disk_request, io), (int)result);
+	struct disk_request *r = container_of(io, struct disk_request, io);
+
+	disk_done(r, disk_synced(r->disk, (int)result));
 }
 
 /* --- zeroes --- */
@@ -160,7 +162,7 @@ static void raw_submit(struct disk *d, struct disk_request *r)
 					     .done = transfer_done};
 		break;
 	case DISK_FLUSH:
-		r->io = (struct aio_request){.op = AIO_SYNC, .fd = raw->fd, .done = simple_done};
+		r->io = (struct aio_request){.op = AIO_SYNC, .fd = raw->fd, .done = sync_done};
 		break;
 	case DISK_DISCARD:
 	case DISK_ZERO: zero(raw, r); return;

@@ -11,6 +11,7 @@ enum exit_status {
 	STATUS_PANIC = 3,        /* the guest's kernel panicked */
 	STATUS_TRIPLE_FAULT = 4, /* the guest's processor shut down */
 	STATUS_DEAD = 5,         /* every processor halted with interrupts off */
+	STATUS_IO = 6,           /* the host failed a disk whose errors are to end takt */
 	STATUS_SIGNAL = 128,     /* + the signal that ended takt */
 };
 

@@ -11,6 +11,21 @@ struct parsed {
 	struct disk_config config;
 };
 
+static bool take_policy(struct parsed *p, const char *name)
+{
+	static const char *const names[] = {[DISK_NOSPACE] = "nospace",
+					    [DISK_REPORT] = "report",
+					    [DISK_PAUSE] = "pause",
+					    [DISK_FAIL] = "fail"};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+		if (!strcmp(name, names[i])) {
+			p->config.on_error = (enum disk_on_error)i;
+			return true;
+		}
+	return false;
+}
+
 static int take_word(struct parsed *p, const char *option, const char *word, struct error *err)
 {
 	if (!strcmp(word, "ro"))
@@ -23,11 +38,17 @@ static int take_word(struct parsed *p, const char *option, const char *word, str
 	} else if (!strncmp(word, "serial=", 7)) {
 		snprintf(p->serial, sizeof(p->serial), "%s", word + 7);
 		p->config.serial = p->serial;
+	} else if (!strncmp(word, "on-error=", 9)) {
+		if (!take_policy(p, word + 9))
+			return error_set(err, EINVAL,
+					 "--disk %s: '%s' is none of on-error=report, pause, fail and "
+					 "nospace",
+					 option, word);
 	} else {
 		return error_set(
 		    err, EINVAL,
-		    "--disk %s: '%s' is none of ro, snapshot, format=raw, format=qcow2, serial=TEXT; "
-		    "a comma in a file's name is written ',,'",
+		    "--disk %s: '%s' is none of ro, snapshot, format=raw, format=qcow2, serial=TEXT, "
+		    "on-error=WHAT; a comma in a file's name is written ',,'",
 		    option, word);
 	}
 	return 0;

@@ -11,7 +11,8 @@ struct disks {
 	unsigned count;
 };
 
-/* Opens FILE[,ro][,snapshot][,format=raw|qcow2][,serial=TEXT] of each.  -EINVAL, -ENOENT, -EBUSY ...
+/* Opens FILE[,ro][,snapshot][,format=raw|qcow2][,serial=TEXT][,on-error=report|pause|fail|nospace] of
+ * each.  -EINVAL, -ENOENT, -EBUSY ...
  * disks_close() also after an error. */
 int disks_open(struct disks *disks, const struct option_list *options, struct error *err);
 /* Opens one more, behind those. -ENOSPC: there is no room; else as disk_open(). */

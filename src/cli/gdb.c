@@ -193,6 +193,11 @@ void gdb_server_stopped(struct gdb_server *s)
 		run_machine(s); /* gdb went just before */
 }
 
+bool gdb_server_waits(const struct gdb_server *s)
+{
+	return s && !s->running;
+}
+
 bool gdb_server_holds(struct gdb_server *s, enum gdb_signal signal, int status)
 {
 	if (!s || !s->gdb)

@@ -25,6 +25,8 @@ void gdb_server_stop(struct gdb_server *s);
 void gdb_server_stopped(struct gdb_server *s);
 /* The machine, paused, has met an end that is worth a look.  False: nobody looks. */
 bool gdb_server_holds(struct gdb_server *s, enum gdb_signal signal, int status);
+/* Whether gdb holds the machine. */
+bool gdb_server_waits(const struct gdb_server *s);
 void gdb_server_exited(struct gdb_server *s, int status);
 
 #endif

@@ -30,9 +30,10 @@
 #include "cli/commands.h"
 #include "cli/disks.h"
 #include "cli/gdb.h"
+#include "cli/hold.h"
 #include "cli/images.h"
-#include "cli/nets.h"
 #include "cli/machine_file.h"
+#include "cli/nets.h"
 #include "cli/options.h"
 #include "cli/run_options.h"
 #include "cli/shares.h"
@@ -79,6 +80,7 @@ struct run {
 	struct console *console;
 	struct machine *machine;
 	struct sched *sched;
+	struct hold hold;
 	struct gdb_server *gdb;  /* NULL without --gdb */
 	struct monitor *monitor; /* NULL unless somebody wants counters */
 	ns_t started;
@@ -163,6 +165,7 @@ static void on_resumed(void *data)
 		console_resume(r->console);
 	if (r->command)
 		command_resumed(r->command);
+	hold_retry(&r->hold);
 }
 
 static void on_resized(void *data)
@@ -222,6 +225,17 @@ static void reset(struct run *r)
 	sched_resume(r->machine);
 }
 
+/* What the host could not do is done.  A machine that gdb holds goes on when gdb says so. */
+static void go_on(void *data)
+{
+	struct run *r = data;
+
+	if (gdb_server_waits(r->gdb))
+		return;
+	machine_continue(r->machine);
+	sched_resume(r->machine);
+}
+
 static void event_arrived(void *data)
 {
 	struct run *r = data;
@@ -250,6 +264,14 @@ static void event_arrived(void *data)
 	case MACHINE_DEBUG_EXIT:
 		r->by_guest = true;
 		finish(r, (int)(machine_debug_exit_value(r->machine) << 1 | 1) & 0xff);
+		break;
+	case MACHINE_IO_HELD:
+		if (hold_begin(&r->hold, &r->loop, &r->failure))
+			finish(r, STATUS_ERROR);
+		break;
+	case MACHINE_IO_FAILED:
+		r->failure = *machine_error(r->machine);
+		finish(r, STATUS_IO);
 		break;
 	case MACHINE_ERROR:
 		r->failure = *machine_error(r->machine);
@@ -533,6 +555,9 @@ static int make_machine(struct run *r, struct error *err)
 	};
 
 	r->machine = machine_create(&config, err);
+	r->hold.machine = r->machine;
+	r->hold.mended = go_on;
+	r->hold.data = r;
 	return r->machine ? load(r, err) : -err->code;
 }
 
@@ -707,6 +732,7 @@ static void explain(const struct run *r)
 		log_error("the guest halted with interrupts off, nothing can wake it: %s", where);
 		break;
 	case STATUS_ERROR: log_error("%s; %s", r->failure.text, where); break;
+	case STATUS_IO: log_error("%s", r->failure.text); break;
 	case STATUS_OK:
 		if (r->options.command)
 			log_error("the machine switched itself off before the command ended");
@@ -726,6 +752,7 @@ static void stop(struct run *r)
 {
 	monitor_destroy(r->monitor, r->status);
 	r->monitor = NULL;
+	hold_end(&r->hold);
 	gdb_server_stop(r->gdb);
 	r->gdb = NULL;
 	if (r->sched && r->machine)
@@ -796,8 +823,8 @@ static void print_help(void)
 	     "FILE.json describes a machine, see --print-config; the options given here go before it.\n");
 	options_help(run_specs, run_specs_count);
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
-	     "3 guest panic, 4 triple fault, 5 halted for good, 128+N ended by signal N; with a\n"
-	     "COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
+	     "3 guest panic, 4 triple fault, 5 halted for good, 6 a disk failed (on-error=fail), 128+N ended\n"
+	     "by signal N; with a COMMAND its own status, 125 if takt failed, 126 and 127 if it could not be started.");
 }
 
 /* A command gets what this host has: all its processors and up to half of its memory, of which it costs
@@ -886,7 +913,7 @@ int command_run(int argc, char **argv)
 
 	r.event = NO_EVENT;
 	r.command_status = -1;
-	r.loop.epoll_fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
+	r.loop.epoll_fd = r.hold.timer.fd = r.signals.source.fd = r.event_wake.source.fd = r.image.initrd_fd = -1;
 	rc = take_options(&r, argc, argv, &err);
 	if (rc > 0) {
 		print_help();

@@ -14,8 +14,9 @@ const struct option_spec run_specs[] = {
      .offset = offsetof(struct run_options, append)},
     {"disk", "FILE[,OPTION]...",
      "a disk: vda, the next is vdb, ...; options: ro, snapshot (what is\n"
-     "written is gone at the end), format=raw or qcow2 (default:\n"
-     "by the name), serial=TEXT",
+     "written is gone at the end), format=raw or qcow2 (default: by the\n"
+     "name), serial=TEXT, on-error=report, pause, fail or nospace (default:\n"
+     "nospace)",
      OPTION_LIST, .offset = offsetof(struct run_options, disks), .path = PATH_PART},
     {"share", "DIR:TAG[,OPTION]...",
      "a directory that the guest mounts by TAG (mount -t virtiofs);\n"

@@ -74,6 +74,38 @@ void machine_drain(struct machine *m)
 	flush_all(m);
 }
 
+/* --- I/O that the host cannot do --- */
+
+/* On the thread that runs the machine, or in machine_drain(). */
+static void io_stops(struct virtio_device *d, bool ends, const struct error *why)
+{
+	struct virtio_pci *pci = d->transport_data;
+	struct machine *m = container_of(pci, struct device_slot, pci)->machine;
+
+	if (!m->io_held)
+		m->error = *why;
+	m->io_held = true;
+	machine_request_stop(m, ends ? MACHINE_IO_FAILED : MACHINE_IO_HELD);
+}
+
+bool machine_retry_io(struct machine *m)
+{
+	m->io_held = false;
+	for (unsigned i = 0; i < m->ndevices; i++)
+		if (m->devices[i]->device->ops->retry)
+			m->devices[i]->device->ops->retry(m->devices[i]->device);
+	machine_drain(m);
+	return !m->io_held || atomic_load(&m->later_events);
+}
+
+void machine_devices_give_up(struct machine *m)
+{
+	for (unsigned i = 0; i < m->ndevices; i++)
+		if (m->devices[i]->device->ops->give_up)
+			m->devices[i]->device->ops->give_up(m->devices[i]->device);
+	m->io_held = false;
+}
+
 /* --- building --- */
 
 /* Puts a device, which may be NULL for one that could not be made, on the bus. */
@@ -199,7 +231,7 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 {
 	int ret;
 
-	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device};
+	m->env = (struct virtio_env){.ram = &m->ram, .wake = wake_device, .io_stops = io_stops};
 	ret = add_device(m, virtio_rng_create(&m->env, err), err);
 	if (!ret)
 		ret = add_ports(m, config, err);
@@ -217,6 +249,7 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 void machine_devices_destroy(struct machine *m)
 {
 	machine_drain(m);
+	machine_devices_give_up(m);
 	for (unsigned i = 0; i < m->ndevices; i++) {
 		virtio_destroy(m->devices[i]->device);
 		free(m->devices[i]);

@@ -21,10 +21,13 @@ static struct vcpu_slot *slot_of(const struct vcpu *v)
 
 void machine_request_stop(struct machine *m, enum machine_event ev)
 {
-	int none = -1;
+	int now = -1;
 
-	if (!atomic_compare_exchange_strong(&m->stop_event, &none, (int)ev))
+	if (!atomic_compare_exchange_strong(&m->stop_event, &now, (int)ev)) {
+		if ((now == MACHINE_DEBUG || now == MACHINE_IO_HELD) && now != (int)ev)
+			atomic_fetch_or(&m->later_events, 1u << ev);
 		return;
+	}
 	for (unsigned i = 0; i < m->nvcpus; i++)
 		vcpu_attention(m->slots[i].vcpu, ATTENTION_KICK);
 }
@@ -314,7 +317,12 @@ enum exit_reason machine_run(struct machine *m, struct vcpu *v)
 
 void machine_continue(struct machine *m)
 {
-	atomic_store(&m->stop_event, -1);
+	unsigned later = atomic_exchange(&m->later_events, 0);
+	int next = later ? __builtin_ctz(later) : m->io_held ? MACHINE_IO_HELD : -1;
+
+	if (later)
+		atomic_store(&m->later_events, later & (later - 1));
+	atomic_store(&m->stop_event, next);
 	atomic_store(&m->stopped, false);
 }
 
@@ -483,6 +491,7 @@ static int reset_parts(struct machine *m, struct error *err)
 	int ret;
 
 	machine_drain(m); /* what a disk reads goes to the old memory */
+	machine_devices_give_up(m);
 	ret = ram_clear(&m->ram, err);
 	if (ret)
 		return ret;
@@ -508,6 +517,7 @@ static int reset_parts(struct machine *m, struct error *err)
 	machine_devices_reset(m);
 	machine_console_reset(m);
 	atomic_store(&m->stop_event, -1);
+	atomic_store(&m->later_events, 0);
 	atomic_store(&m->stopped, false);
 	return 0;
 }
@@ -623,6 +633,8 @@ int machine_save(struct machine *m, struct state_buffer *buf, struct error *err)
 	if (!list)
 		return error_set(err, ENOMEM, "not enough memory to save the machine");
 	machine_drain(m);
+	if (m->io_held)
+		ret = error_set(err, EBUSY, "the machine waits for its host's disk");
 	for (unsigned i = 0; i < m->nvcpus && !ret; i++)
 		ret = vcpu_settle(m->slots[i].vcpu, err);
 	if (!ret)

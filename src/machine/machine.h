@@ -49,6 +49,9 @@ enum machine_event {
 	MACHINE_DEAD,         /* all vcpus halted with interrupts off: nothing can wake them */
 	MACHINE_DEBUG_EXIT,   /* the guest wrote to that port; machine_debug_exit_value() says what */
 	MACHINE_DEBUG,        /* a vcpu met what its debugger waits for; machine_continue() goes on */
+	MACHINE_IO_HELD,      /* the host cannot do a request now; machine_error() says which;
+				 machine_retry_io() until it can, then machine_continue() */
+	MACHINE_IO_FAILED,    /* nor shall it be tried again; machine_error() */
 	MACHINE_ERROR,        /* takt's fault: machine_error() says what happened */
 };
 
@@ -103,8 +106,12 @@ void machine_drain(struct machine *m);
  * ready to be pointed at a kernel (boot_image_load), the others wait for their start-up IPI. */
 int machine_reset(struct machine *m, struct error *err);
 
-/* After MACHINE_DEBUG and sched_pause(): sched_resume() will go on where the machine was. */
+/* After MACHINE_DEBUG or MACHINE_IO_HELD, and sched_pause(): sched_resume() will go on where the machine
+ * was, if only to raise what has happened besides. */
 void machine_continue(struct machine *m);
+/* Tries what the host could not do, and waits for the outcome.  Returns whether the machine can go on: all
+ * is done, or something else has happened that machine_continue() lets it tell.  No worker runs it. */
+bool machine_retry_io(struct machine *m);
 
 struct ram *machine_ram(struct machine *m);
 unsigned machine_vcpu_count(const struct machine *m);
@@ -114,7 +121,7 @@ struct engine_machine *machine_engine(struct machine *m);
 const char *machine_panic_text(const struct machine *m);
 /* What the guest wrote to the debug-exit port. */
 uint32_t machine_debug_exit_value(const struct machine *m);
-/* Why MACHINE_ERROR was raised. */
+/* Why MACHINE_ERROR or MACHINE_IO_... was raised. */
 const struct error *machine_error(const struct machine *m);
 
 /* --- from any thread --- */
@@ -166,7 +173,8 @@ int machine_dirty_start(struct machine *m, struct error *err);
 int machine_dirty_take(struct machine *m, uint64_t *bitmap, struct error *err);
 void machine_dirty_stop(struct machine *m);
 
-/* Appends all state, RAM included, to `buf`. -ENOMEM, -EIO (the engine does not give it back). */
+/* Appends all state, RAM included, to `buf`. -ENOMEM, -EIO (the engine does not give it back), -EBUSY (the
+ * host cannot do a request now). */
 int machine_save(struct machine *m, struct state_buffer *buf, struct error *err);
 /* Into a freshly created machine of the same shape (memory, vcpus).  Guest TSC and machine time go
  * on from the saved values.  On error the machine is good for machine_reset() or machine_destroy()

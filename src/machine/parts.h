@@ -107,11 +107,14 @@ struct machine {
 	void (*deadline_hook)(struct vcpu *v, ns_t deadline);
 	/* An event that asks the machine to stop, -1 none; then raised, once. */
 	_Atomic int stop_event;
+	/* What happened, a bit each, while one was pending after which the machine can go on. */
+	_Atomic unsigned later_events;
 	_Atomic bool stopped;
 	uint32_t debug_exit_value;
 	void (*event)(void *data, enum machine_event ev);
 	void *event_data;
 	struct error error;
+	bool io_held; /* requests are kept that the host could not do */
 };
 
 /* platform.c: the vcpu's view of the chips. */
@@ -134,6 +137,8 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 /* Nothing is in flight. */
 void machine_devices_reset(struct machine *m);
 void machine_devices_destroy(struct machine *m);
+/* What is kept because the host could not do it ends as errors. */
+void machine_devices_give_up(struct machine *m);
 /* After a load: looks at what the guest had offered. */
 void machine_devices_resume(struct machine *m);
 

@@ -6,12 +6,18 @@
  * Where header, data and status lie among the descriptors is the driver's choice.  Each request
  * that has a place for a status gets one: the driver's mistakes are errors of its requests.
  *
+ * A right request that the host cannot do is, as the disk's on_error says, an error of the guest's or
+ * kept in `held`, from which the machine has it tried again.
+ *
  * Invariant: between pop and push a request is in flight (virtio_begin) and its slot taken. */
 #include "virtio/blk.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/log.h"
 
 #define DEVICE_ID 2
 #define CLASS_MASS_STORAGE 0x018000
@@ -81,7 +87,7 @@ struct virtio_blk;
 struct blk_request {
 	struct virtio_blk *blk;
 	unsigned queue;
-	struct blk_request *next; /* free slot */
+	struct blk_request *next; /* free slot, or held request */
 	struct virtq_chain chain;
 	uint8_t *status;
 	uint32_t written; /* bytes the guest will find, but for the status */
@@ -99,6 +105,8 @@ struct virtio_blk {
 	struct virtio_device device; /* first */
 	struct blk_config config;    /* state: capacity, to compare; writeback */
 	struct disk *disk;
+	struct blk_request *held, **held_end; /* first in, first out */
+	bool reported;                        /* an error of the host, in the log */
 	struct blk_queue queues[VIRTIO_QUEUES_MAX];
 };
 
@@ -126,11 +134,78 @@ static void finish(struct blk_request *r, enum request_status status)
 	virtio_end(&blk->device);
 }
 
+static void hold(struct blk_request *r)
+{
+	struct virtio_blk *blk = r->blk;
+
+	r->next = NULL;
+	*blk->held_end = r;
+	blk->held_end = &r->next;
+}
+
+/* They are the caller's now. */
+static struct blk_request *take_held(struct virtio_blk *blk)
+{
+	struct blk_request *first = blk->held;
+
+	blk->held = NULL;
+	blk->held_end = &blk->held;
+	return first;
+}
+
+static void describe_failure(const struct blk_request *r, int result, struct error *why)
+{
+	static const char *const verbs[] = {
+	    [DISK_READ] = "read",	[DISK_WRITE] = "write", [DISK_FLUSH] = "flush",
+	    [DISK_DISCARD] = "discard", [DISK_ZERO] = "zero",
+	};
+	const struct disk *disk = r->blk->disk;
+	const char *place = disk->place ? disk->place : "";
+	char range[64] = "";
+
+	if (r->disk.op != DISK_FLUSH)
+		snprintf(range, sizeof(range), " %llu bytes at %llu",
+			 (unsigned long long)r->disk.length, (unsigned long long)r->disk.offset);
+	error_set(why, -result, "disk %.150s%s%.60s: cannot %s%s: %s", disk->name ? disk->name : "",
+		  *place ? ", its snapshot in " : "", place, verbs[r->disk.op], range,
+		  strerror(-result));
+}
+
+static bool is_held(const struct virtio_blk *blk, int result)
+{
+	if (blk->device.resetting || blk->disk->lost)
+		return false; /* nobody waits for it; trying again would hide a loss */
+	return blk->disk->on_error == DISK_PAUSE ||
+	       (blk->disk->on_error == DISK_NOSPACE && (result == -ENOSPC || result == -EDQUOT));
+}
+
+/* The host cannot do what it should. */
+static void failed(struct blk_request *r, int result)
+{
+	struct virtio_blk *blk = r->blk;
+	const struct virtio_env *env = blk->device.env;
+	struct error why;
+
+	describe_failure(r, result, &why);
+	if (blk->disk->on_error == DISK_FAIL || is_held(blk, result)) {
+		hold(r);
+		env->io_stops(&blk->device, blk->disk->on_error == DISK_FAIL, &why);
+		return;
+	}
+	if (!blk->reported)
+		log_warn("%s; the guest is told, of more errors without a word here", why.text);
+	blk->reported = true;
+	finish(r, STATUS_IOERR);
+}
+
 static void disk_ended(struct disk_request *d, int result)
 {
 	struct blk_request *r = container_of(d, struct blk_request, disk);
 
-	finish(r, result ? STATUS_IOERR : STATUS_OK);
+	if (result)
+		failed(r, result);
+	else
+		finish(r, STATUS_OK);
 }
 
 /* Without a cache a write is done when it is on stable storage. */
@@ -155,6 +230,14 @@ static void write_ended(struct disk_request *d, int result)
 
 /* --- requests --- */
 
+static void submit(struct blk_request *r)
+{
+	if (disk_check(r->blk->disk, &r->disk))
+		finish(r, STATUS_IOERR); /* the guest's mistake, whatever on_error says */
+	else
+		disk_submit(r->blk->disk, &r->disk);
+}
+
 static void transfer(struct blk_request *r, enum disk_op op, uint64_t sector)
 {
 	struct virtq_chain *c = &r->chain;
@@ -177,7 +260,7 @@ static void transfer(struct blk_request *r, enum disk_op op, uint64_t sector)
 		r->disk.length = c->read_bytes;
 		r->disk.done = write_ended;
 	}
-	disk_submit(r->blk->disk, &r->disk);
+	submit(r);
 }
 
 /* One range, as max_discard_seg and max_write_zeroes_seg have it. */
@@ -207,7 +290,7 @@ static void clear_range(struct blk_request *r, enum disk_op op, uint64_t feature
 					.length = (uint64_t)range.sectors * DISK_SECTOR,
 					.may_unmap = range.flags & RANGE_UNMAP,
 					.done = write_ended};
-	disk_submit(r->blk->disk, &r->disk);
+	submit(r);
 }
 
 static void get_id(struct blk_request *r)
@@ -291,12 +374,41 @@ static void woken(struct virtio_device *d)
 		virtio_notify(d, i);
 }
 
+/* --- held requests --- */
+
+static void retry(struct virtio_device *d)
+{
+	struct virtio_blk *blk = blk_of(d);
+	struct blk_request *next = take_held(blk);
+
+	while (next) {
+		struct blk_request *r = next;
+
+		next = r->next;
+		disk_submit(blk->disk, &r->disk);
+	}
+	disk_kick(blk->disk);
+}
+
+static void give_up(struct virtio_device *d)
+{
+	struct blk_request *next = take_held(blk_of(d));
+
+	while (next) {
+		struct blk_request *r = next;
+
+		next = r->next;
+		finish(r, STATUS_IOERR);
+	}
+}
+
 /* --- life --- */
 
 static void reset(struct virtio_device *d)
 {
 	struct virtio_blk *blk = blk_of(d);
 
+	blk->reported = false;
 	blk->config.writeback = 1;
 	for (unsigned i = 0; i < d->nqueues; i++)
 		blk->queues[i].starved = false;
@@ -354,6 +466,9 @@ static const struct virtio_ops ops = {
     .class_code = CLASS_MASS_STORAGE,
     .notify = notify,
     .woken = woken,
+    .come_to_rest = give_up,
+    .retry = retry,
+    .give_up = give_up,
     .reset = reset,
     .config_write = config_write,
     .state = &blk_state_table,
@@ -420,6 +535,7 @@ struct virtio_device *virtio_blk_create(const struct virtio_env *env, struct dis
 		return NULL;
 	}
 	blk->disk = disk;
+	blk->held_end = &blk->held;
 	blk->config = make_config(disk, nqueues);
 	blk->device.config = &blk->config;
 	blk->device.config_size = CONFIG_SIZE;

@@ -52,6 +52,10 @@ struct virtio_ops {
 	/* Waits until nothing is in flight, for requests that the machine's disk I/O does not know
 	 * of.  No worker runs the machine. */
 	void (*drain)(struct virtio_device *d);
+	/* Requests that env->io_stops() was told of and that are kept: tries them again, or ends
+	 * them as errors.  No worker runs the machine. */
+	void (*retry)(struct virtio_device *d);
+	void (*give_up)(struct virtio_device *d);
 	/* Forget what the driver set.  Nothing is in flight. */
 	void (*reset)(struct virtio_device *d);
 	/* The driver writes its config space (d->config); offset + size are within it.  NULL: it is
@@ -69,6 +73,9 @@ struct virtio_env {
 	struct ram *ram;
 	/* Has virtio_woken() called on the thread that runs the machine.  Any thread. */
 	void (*wake)(struct virtio_device *d);
+	/* The host cannot do a request, which stays in flight: the machine is to stop, with `ends`
+	 * for good. */
+	void (*io_stops)(struct virtio_device *d, bool ends, const struct error *why);
 };
 
 /* What the transport does. */

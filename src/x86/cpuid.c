@@ -23,8 +23,10 @@
 #include "x86/defs.h"
 #include "x86/vcpu.h"
 
-/* Sapphire Rapids: with the ARCH_CAPABILITIES of x86/control.c Linux needs no costly mitigation. */
-#define SIGNATURE 0x000806f8u
+/* Family 6, model 255, which nobody makes.  Programs that go by the model (those of GCC's target_clones, by
+ * libgcc) take a known one's instructions for granted, whatever CPUID's features say; of an unknown one they
+ * ask for features.  And with the ARCH_CAPABILITIES of x86/control.c Linux needs no costly mitigation. */
+#define SIGNATURE 0x000f06f8u
 #define PHYS_BITS 46u
 #define CLFLUSH_QWORDS 8u
 

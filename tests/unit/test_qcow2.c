@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 #include "backend/disk.h"
+#include "backend/qcow2_check.h"
+#include "host_faults.h"
 
 #define SIZE (8 * MiB - 512 * 3) /* its last cluster is a part of one */
 
@@ -419,6 +421,163 @@ static void damaged_images_do_no_harm(void **state)
 	assert_true(opened > 50);
 }
 
+/* --- a host that fails --- */
+
+/* What takt's own check finds. */
+static struct qcow2_findings check(struct bench *b)
+{
+	struct qcow2_findings f;
+	struct error err;
+	int fd = open(b->path, O_RDONLY);
+
+	if (qcow2_check(fd, "disk", false, NULL, NULL, &f, &err))
+		fail_msg("%s", err.text);
+	close(fd);
+	return f;
+}
+
+/* The same requests each time, of every kind, with tables to be made and clusters to be freed.  With
+ * `insist`, what fails is tried until it succeeds; without, a write that fails has written any part of
+ * its sectors.  Returns how many failed. */
+static unsigned a_little_work(struct bench *b, bool insist)
+{
+	static const struct {
+		enum disk_op op;
+		unsigned at, n; /* sectors */
+	} work[] = {
+	    {DISK_WRITE, 0, 3},	     {DISK_WRITE, 1000, 300}, {DISK_FLUSH, 0, 0},
+	    {DISK_DISCARD, 1010, 200}, {DISK_WRITE, 5000, 1},	{DISK_ZERO, 1, 1040},
+	    {DISK_FLUSH, 0, 0},	     {DISK_WRITE, 1005, 70},	{DISK_WRITE, 9000, 100},
+	    {DISK_DISCARD, 0, 16000}, {DISK_FLUSH, 0, 0},	{DISK_WRITE, 20, 400},
+	    {DISK_FLUSH, 0, 0},	     {DISK_WRITE, 12000, 20},
+	};
+	uint8_t *buf = malloc(SIZE);
+	unsigned failed = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(work); i++) {
+		uint64_t at = work[i].at * 512ULL, n = work[i].n * 512ULL;
+		int ret;
+
+		fill(buf, n, (unsigned)i + 3);
+		while ((ret = request(b, work[i].op, at, buf, n)) != 0 && insist) {
+			assert_true(failed < 1000);
+			failed++;
+		}
+		failed += !!ret;
+		if (ret)
+			continue;
+		if (work[i].op == DISK_WRITE)
+			memcpy(b->model + at, buf, n);
+		else if (work[i].op == DISK_ZERO)
+			memset(b->model + at, 0, n);
+		else if (work[i].op == DISK_DISCARD) /* it promises nothing */
+			assert_int_equal(request(b, DISK_READ, at, b->model + at, n), 0);
+	}
+	free(buf);
+	return failed;
+}
+
+static const char *const fault_images[] = {
+    "qemu-img convert -f raw -O qcow2 -o cluster_size=%s whole base",
+    "qemu-img convert -c -f raw -O qcow2 -o cluster_size=%s whole base && qemu-img snapshot -c one base",
+};
+static const char *const fault_clusters[] = {"1k", "4k", "64k"};
+
+static void make_base(struct bench *b, const char *recipe, const char *cluster)
+{
+	char command[256];
+
+	fill(b->model + 512 * KiB, MiB, 21);
+	save_model(b, "whole");
+	snprintf(command, sizeof(command), recipe, cluster);
+	run(b, "rm -f base; %s", command);
+}
+
+static void the_disk_is_new(struct bench *b, const uint8_t *whole)
+{
+	unlink(b->path);
+	run(b, "cp base disk");
+	memcpy(b->model, whole, SIZE);
+}
+
+/* A host without room, at whatever point, for some calls: what is tried again succeeds, and nothing is
+ * lost, not even a cluster. */
+static void room_that_runs_out_costs_nothing(void **state)
+{
+	struct bench *b = *state;
+	uint8_t *whole = malloc(SIZE);
+	unsigned failed = 0;
+
+	NEED_QEMU();
+	for (size_t i = 0; i < ARRAY_SIZE(fault_images) * ARRAY_SIZE(fault_clusters); i++) {
+		struct host_faults f = {.kinds = FAULT_WRITE | FAULT_ALLOCATE, .error = ENOSPC};
+		uint64_t calls = 1, step;
+
+		memset(b->model, 0, SIZE);
+		make_base(b, fault_images[i / 3], fault_clusters[i % 3]);
+		memcpy(whole, b->model, SIZE);
+		for (uint64_t n = 1; n <= calls; n += step) {
+			the_disk_is_new(b, whole);
+			open_disk(b, false);
+			f.first = n;
+			f.last = n + n % 4;
+			f.torn = n & 1;
+			host_faults_set(&f);
+			failed += a_little_work(b, true);
+			calls = host_faults_calls();
+			step = 1 + calls / 60;
+			the_disk_is_the_model(b);
+			host_faults_set(NULL);
+			close_disk(b);
+			assert_int_equal(check(b).corruptions, 0);
+			assert_int_equal(check(b).leaks, 0);
+			if (n % 16 == 1)
+				qemu_agrees(b);
+		}
+	}
+	assert_true(failed > 100);
+	free(whole);
+}
+
+/* A host that fails at some point and ever after, and then has takt stop: what the image refers to
+ * is counted. */
+static void a_host_that_fails_for_good_leaves_an_image(void **state)
+{
+	struct bench *b = *state;
+	uint8_t *whole = malloc(SIZE);
+	unsigned failed = 0;
+
+	NEED_QEMU();
+	for (size_t i = 0; i < ARRAY_SIZE(fault_images) * ARRAY_SIZE(fault_clusters) * 2; i++) {
+		struct host_faults f = {.kinds = i & 1 ? FAULT_SYNC
+						       : FAULT_WRITE | FAULT_SYNC | FAULT_ALLOCATE,
+					.error = EIO,
+					.last = UINT64_MAX};
+		uint64_t calls = 1, step;
+
+		memset(b->model, 0, SIZE);
+		make_base(b, fault_images[i / 2 / 3], fault_clusters[i / 2 % 3]);
+		memcpy(whole, b->model, SIZE);
+		for (uint64_t n = 1; n <= calls; n += step) {
+			the_disk_is_new(b, whole);
+			open_disk(b, false);
+			f.first = n;
+			f.torn = n & 1;
+			host_faults_set(&f);
+			failed += a_little_work(b, false);
+			calls = MAX(host_faults_calls(), calls);
+			step = 1 + calls / 40;
+			close_disk(b);
+			host_faults_set(NULL);
+			assert_int_equal(check(b).corruptions, 0);
+			if (n % 16 == 1) /* 3: leaks */
+				run(b, "qemu-img check -f qcow2 disk || [ $? -eq 3 ]");
+		}
+	}
+	assert_true(failed > 100);
+	free(whole);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -429,6 +588,8 @@ int main(void)
 	    TEST(internal_snapshots_are_kept),
 	    TEST(strange_images_are_refused),
 	    TEST(damaged_images_do_no_harm),
+	    TEST(room_that_runs_out_costs_nothing),
+	    TEST(a_host_that_fails_for_good_leaves_an_image),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -18,6 +18,7 @@
 #include "backend/disk.h"
 #include "chip/lapic.h"
 #include "chip/pci.h"
+#include "host_faults.h"
 #include "machine/state.h"
 #include "script_engine.h"
 #include "virtio/device.h"
@@ -619,6 +620,133 @@ static void errors_of_the_host_reach_the_guest(void **state)
 	assert_int_equal(request(g, IN, 0, 512, true), OK);
 }
 
+/* --- statements: what a disk's on_error says --- */
+
+static void fails(int error)
+{
+	host_faults_set(&(struct host_faults){.kinds = FAULT_WRITE, .error = error, .last = UINT64_MAX});
+}
+
+/* The machine stops; what it says. */
+static const struct error *held(struct guest *g)
+{
+	while (!machine_stopped(g->m)) {
+		machine_advance(g->m, g->v);
+		usleep(20);
+	}
+	machine_drain(g->m);
+	assert_int_equal(used_index(g, BLK), g->seen[BLK]);
+	return machine_error(g->m);
+}
+
+static int held_answer(struct guest *g)
+{
+	uint32_t head;
+
+	answer(g, BLK, &head);
+	return *(uint8_t *)ram_host(g->ram, DATA - 8, 1);
+}
+
+static void no_room_pauses_and_other_errors_are_told(void **state)
+{
+	struct guest *g = *state;
+	struct state_buffer buf = {0};
+	struct error err;
+
+	drive(g, BLK, F_FLUSH);
+	fill(g, 4096, 1);
+	fails(EIO);
+	assert_int_equal(request(g, OUT, 8, 4096, false), IOERR);
+	assert_false(machine_stopped(g->m));
+	fails(ENOSPC);
+	ask(g, OUT, 8, 4096, false);
+	assert_non_null(strstr(held(g)->text, "cannot write 4096 bytes at 4096: No space left"));
+	assert_non_null(strstr(machine_error(g->m)->text, g->path));
+	/* It cannot be saved, nor is it done while the host cannot. */
+	assert_int_equal(machine_save(g->m, &buf, &err), -EBUSY);
+	for (int i = 0; i < 3; i++)
+		assert_false(machine_retry_io(g->m));
+	assert_int_equal(used_index(g, BLK), g->seen[BLK]);
+	host_faults_set(NULL);
+	assert_true(machine_retry_io(g->m));
+	assert_int_equal(held_answer(g), OK);
+	machine_continue(g->m);
+	assert_false(machine_stopped(g->m));
+	memset(ram_host(g->ram, DATA, 4096), 0, 4096);
+	assert_int_equal(request(g, IN, 8, 4096, true), OK);
+	for (unsigned i = 0; i < 4096; i += 97)
+		assert_int_equal(*(uint8_t *)ram_host(g->ram, DATA + i, 1),
+				 (uint8_t)(31 + i * 7 + i / 256));
+	/* The guest's own mistakes are its errors. */
+	assert_int_equal(request(g, OUT, DISK_SIZE / 512, 512, false), IOERR);
+	state_buffer_free(&buf);
+}
+
+static void errors_pause_or_end_as_the_option_says(void **state)
+{
+	struct guest *g = *state;
+
+	drive(g, BLK, F_FLUSH);
+	g->disk->on_error = DISK_REPORT;
+	fails(ENOSPC);
+	assert_int_equal(request(g, OUT, 0, 512, false), IOERR);
+	g->disk->on_error = DISK_PAUSE;
+	fails(EIO);
+	ask(g, OUT, 0, 512, false);
+	assert_non_null(strstr(held(g)->text, "Input/output error"));
+	host_faults_set(NULL);
+	assert_true(machine_retry_io(g->m));
+	assert_int_equal(held_answer(g), OK);
+	machine_continue(g->m);
+	g->disk->on_error = DISK_FAIL;
+	assert_int_equal(request(g, OUT, DISK_SIZE / 512, 512, false), IOERR);
+	fails(EIO);
+	ask(g, OUT, 0, 512, false);
+	assert_non_null(strstr(held(g)->text, "Input/output error"));
+	host_faults_set(NULL);
+}
+
+static void held_requests_end_with_their_driver_or_machine(void **state)
+{
+	struct guest *g = *state;
+
+	drive(g, BLK, F_FLUSH);
+	fails(ENOSPC);
+	ask(g, OUT, 0, 512, false);
+	held(g);
+	set(g, BLK, STATUS, 1, 0);
+	assert_int_equal(reg(g, BLK, STATUS, 1), 0);
+	assert_true(machine_retry_io(g->m)); /* nothing is left to be done */
+	machine_continue(g->m);
+	drive(g, BLK, F_FLUSH);
+	ask(g, OUT, 0, 512, false);
+	held(g);
+	assert_int_equal(machine_reset(g->m, NULL), 0);
+	assert_false(machine_stopped(g->m));
+	assert_true(machine_retry_io(g->m));
+	enable(g, BLK);
+	drive(g, BLK, F_FLUSH);
+	ask(g, OUT, 0, 512, false);
+	held(g); /* and one that is destroyed so */
+	host_faults_set(NULL);
+}
+
+/* The host has dropped what it could not write: to try again would only seem to succeed. */
+static void a_failed_flush_is_told_ever_after(void **state)
+{
+	struct guest *g = *state;
+
+	drive(g, BLK, F_FLUSH);
+	g->disk->on_error = DISK_PAUSE;
+	host_faults_set(&(struct host_faults){.kinds = FAULT_SYNC, .error = EIO, .last = 1});
+	assert_int_equal(request(g, FLUSH, 0, 0, false), IOERR);
+	host_faults_set(NULL);
+	assert_int_equal(request(g, OUT, 0, 512, false), OK);
+	assert_int_equal(request(g, FLUSH, 0, 0, false), IOERR);
+	assert_int_equal(request(g, FLUSH, 0, 0, false), IOERR);
+	assert_false(machine_stopped(g->m));
+}
+
 static void a_read_only_disk_stays(void **state)
 {
 	struct guest g;
@@ -922,6 +1050,10 @@ int main(void)
 	    TEST(framing_is_the_drivers_choice),
 	    TEST(mistakes_are_errors_of_their_request),
 	    TEST(errors_of_the_host_reach_the_guest),
+	    TEST(no_room_pauses_and_other_errors_are_told),
+	    TEST(errors_pause_or_end_as_the_option_says),
+	    TEST(held_requests_end_with_their_driver_or_machine),
+	    TEST(a_failed_flush_is_told_ever_after),
 	    cmocka_unit_test(a_read_only_disk_stays),
 	    TEST(the_cache_can_be_turned_off),
 	    TEST(a_full_queue_is_served),
