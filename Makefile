@@ -241,13 +241,19 @@ build/bench/initrd: scripts/make-initrd-bench scripts/make-tree scripts/make-ini
 	@mkdir -p $(@D)
 	scripts/make-initrd-bench $@
 
+build/bench/io: scripts/make-initrd-io bench/programs/io.sh scripts/make-tree scripts/make-initrd guest/init guest/udhcpc $(GUEST)/vsock-pipe \
+		$(GUEST)/vmlinuz-generic
+	@mkdir -p $(@D)
+	scripts/make-initrd-io $@
+
 run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 	$(BUILD)/takt run --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initrd --append quiet
 
-bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd
+bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd build/bench/io
 	bench/exits $(BUILD)/takt
 	bench/boot $(BUILD)/takt
 	bench/commands $(BUILD)/takt
+	bench/io $(BUILD)/takt
 	bench/rows $(BUILD)/takt
 
 # --- housekeeping ------------------------------------------------------------------------------
