@@ -13,6 +13,7 @@
 #define THREADS 4
 #define POLL_MOST (2 * AIO_DEPTH) /* done() may submit more, which may end at once */
 #define IOV_MOST 1024             /* the kernel's UIO_MAXIOV */
+#define LONG_BYTES (128 * KiB)
 
 struct list {
 	struct aio_request *first, **end;
@@ -252,6 +253,17 @@ static void uring_call(struct aio *a, struct aio_request *r)
 	threads_start(a, r);
 }
 
+/* Whether what is left of a transfer is so much that copying it would keep its thread, a vcpu's perhaps, from
+ * its work: then another one does it, even if the page cache has it all. */
+static bool is_long(const struct aio_request *r)
+{
+	size_t bytes = 0;
+
+	for (unsigned i = r->at; i < r->niov && bytes < LONG_BYTES; i++)
+		bytes += r->iov[i].iov_len;
+	return bytes >= LONG_BYTES;
+}
+
 /* Reads what the page cache has.  Returns whether that was all: io_uring would do the same while it is
  * submitted, but then signal its eventfd, which costs more than the read. */
 static bool read_cached(struct aio_request *r)
@@ -265,6 +277,7 @@ static bool read_cached(struct aio_request *r)
 
 static void uring_start(struct aio *a, struct aio_request *r)
 {
+	bool transfer = r->op == AIO_READ || r->op == AIO_WRITE, long_one = transfer && is_long(r);
 	struct io_uring_sqe *sqe;
 	uint64_t offset;
 
@@ -272,7 +285,7 @@ static void uring_start(struct aio *a, struct aio_request *r)
 		uring_call(a, r);
 		return;
 	}
-	if (r->op == AIO_READ && read_cached(r)) {
+	if (r->op == AIO_READ && !long_one && read_cached(r)) {
 		list_put(&a->cached, r);
 		return;
 	}
@@ -292,6 +305,8 @@ static void uring_start(struct aio *a, struct aio_request *r)
 		break;
 	case AIO_CALL: break; /* above */
 	}
+	if (long_one)
+		io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
 	io_uring_sqe_set_data(sqe, r);
 }
 
