@@ -673,6 +673,13 @@ static int make_gdb(struct run *r, struct error *err)
 }
 
 /* Everything that can go wrong before the guest's first instruction. */
+/* Asked for by name, it is used; but nobody should wait for a boot that stands still. */
+static void warn_of_emulation(const struct run *r)
+{
+	if (r->engine == &engine_kvm && boot_image_protocol(&r->image) == BOOT_LINUX64 && kvm_host_kind(NULL) == KVM_PARAVIRTUAL)
+		log_warn("this host's KVM is paravirtual: it emulates kernels, slowly and in part, and Linux may stand still on it; --engine bt runs it");
+}
+
 static int start(struct run *r, struct error *err)
 {
 	int rc;
@@ -686,6 +693,7 @@ static int start(struct run *r, struct error *err)
 	    (rc = nets_open(&r->nets, &r->options.nets, (unsigned)r->options.cpus, err)) ||
 	    (r->options.vsock && (rc = vsock_parse(&r->vsock, r->options.vsock, err))))
 		return rc;
+	warn_of_emulation(r);
 	if ((rc = open_symbols(r, err)) || (rc = open_trace(r, err)) || (rc = make_loop(r, err)) ||
 	    (rc = make_machine(r, err)) || (rc = make_console(r, err)) || (rc = make_sched(r, err)))
 		return rc;
