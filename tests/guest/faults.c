@@ -573,6 +573,25 @@ static void privileged(void)
 	X("wbinvd", 0, END, 0, 0, KERNEL);
 }
 
+/* The high byte registers, with memory. */
+static void high_bytes(void)
+{
+	X("mov %%ah, (%%rsi); mov (%%rsi), %%cl", 0, END, 0, 0, BOTH | NO_MEMORY, IN(RAX, 0x123456789abcdef0), INOUT(RCX, 0, 0xde));
+	X("mov %%bh, 1(%%rsi, %%rdi); mov 3(%%rsi), %%cl", 0, END, 0, 0, BOTH | NO_MEMORY, IN(RBX, 0xaa55ff), IN(RDI, 2),
+	  INOUT(RCX, 0, 0x55));
+	X("movb $0x5a, (%%rsi); mov (%%rsi), %%dh", 0, END, 0, 0, BOTH | NO_MEMORY, INOUT(RDX, 0x1122334455667788, 0x1122334455665a88));
+	X("movb $0x5a, (%%rsi); add (%%rsi), %%ch", 0, END, 0, 0, BOTH | NO_MEMORY | NO_FLAGS,
+	  INOUT(RCX, 0xffffffffffffa1ff, 0xfffffffffffffbff));
+	X("movb $0x5a, (%%rsi); sub %%bh, (%%rsi); mov (%%rsi), %%cl", 0, END, 0, 0, BOTH | NO_MEMORY | NO_FLAGS, IN(RBX, 0xffff03ff),
+	  INOUT(RCX, 0, 0x57));
+	X("movb $0x5a, (%%rsi); cmp %%ah, (%%rsi); setz %%cl", 0, END, 0, 0, BOTH | NO_MEMORY | NO_FLAGS, IN(RAX, 0x5a00),
+	  INOUT(RCX, 0, 1));
+	X("movb $0x5a, (%%rsi); test %%ah, (%%rsi); setz %%cl", 0, END, 0, 0, BOTH | NO_MEMORY | NO_FLAGS, IN(RAX, 0xa55a),
+	  INOUT(RCX, 0, 1));
+	X("stc; movb $1, (%%rsi); adc (%%rsi), %%ah", 0, END, 0, 0, BOTH | NO_MEMORY | NO_FLAGS, INOUT(RAX, 0x10ff, 0x12ff));
+	X("movb $0x5a, (%%rsi); xchg %%ah, (%%rsi)", 0, END, 0, 0, BOTH | NO_MEMORY, INOUT(RAX, 0x10ff, 0x5aff));
+}
+
 static void controlled(void)
 {
 	u64 cr4 = read_cr4();
@@ -763,5 +782,6 @@ int main(void)
 	selectors();
 	floating_point();
 	controlled();
+	high_bytes();
 	return 0;
 }

@@ -428,6 +428,7 @@ struct bt_cache {
 	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
+	bool rorx; /* the host has BMI2 */
 	uint8_t mode; /* what the code was translated for: bit n = vector class n may run ... */
 #define MODE_FSGSBASE 0x40u  /* ... and RDFSBASE and its kin (CR4.FSGSBASE) */
 #define MODE_USER_TSC 0x80u  /* ... and RDTSC at CPL 3 (CR4.TSD is clear) */

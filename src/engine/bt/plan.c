@@ -171,6 +171,15 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 	return ends_block(in) ? S_INTERP_END : S_INTERP;
 }
 
+/* ALU operations, TEST and MOV, whose ModRM names a register that need not be the high one. */
+static bool has_plain_high8(const struct insn *in)
+{
+	unsigned opcode = in->bytes[in->opcode_off];
+
+	return !in->encoding && in->modrm_off == in->opcode_off + 1 &&
+	       ((opcode < 0x40 && !(opcode & 5)) || opcode == 0x84 || opcode == 0x88 || opcode == 0x8a);
+}
+
 static enum shape classify(const struct bt_cache *m, const struct insn *in, bool user)
 {
 	switch (in->kind) {
@@ -183,7 +192,7 @@ static enum shape classify(const struct bt_cache *m, const struct insn *in, bool
 		if (!in->has_mem)
 			return in->mnemonic == ZYDIS_MNEMONIC_PAUSE && m->ram->concurrent ? S_PAUSE : S_COPY;
 		if (in->high8)
-			return S_INTERP;
+			return m->rorx && has_plain_high8(in) ? S_HIGH8 : S_INTERP;
 		if (in->bitmem)
 			return in->opsize == 2 || in->addrsize == 4 ? S_INTERP : S_BITS;
 		return S_MEM;
@@ -392,8 +401,8 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 	}
 	s->access[ACCESS_MEM].wide = bt_hint_has(p->window ? &m->soft : &m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
-	place(p, k, i, ACCESS_MEM, at, s->shape == S_MEM ? in->mem_size : 8,
-	      s->shape == S_MEM && in->mem_write, alone, bt_hint_has(&m->roaming, gpa));
+	place(p, k, i, ACCESS_MEM, at, s->shape <= S_HIGH8 ? in->mem_size : 8,
+	      s->shape <= S_HIGH8 && in->mem_write, alone, bt_hint_has(&m->roaming, gpa));
 }
 
 static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
@@ -495,7 +504,8 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 		gpa_t at = s->gpa;
 
 		switch (s->shape) {
-		case S_MEM: place_memory(p, m, &k, i, at); break;
+		case S_MEM:
+		case S_HIGH8: place_memory(p, m, &k, i, at); break;
 		case S_PUSH:
 		case S_CALL:
 			if (s->in.op[0].type == OP_MEM)

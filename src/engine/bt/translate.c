@@ -44,6 +44,12 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 	}
 }
 
+/* What follows touches memory: where the flags are if it faults. */
+static void note_access(struct trans *t)
+{
+	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+}
+
 static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 {
 	struct step *s = &t->plan.step[i];
@@ -52,8 +58,43 @@ static void put_memory(struct trans *t, unsigned i, unsigned live_after)
 	bt_ready_flags(t, i);
 	mem = bt_put_mem_access(t, i, t->e.p);
 	mem = bt_before_flags(t, s, live_after, mem);
-	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+	note_access(t);
 	t->e.p += insn_encode(&s->in, mem, t->e.p);
+	bt_after_flags(t, s);
+	bt_note_after(t, i, ACCESS_MEM);
+}
+
+/* With AH, CH, DH or BH, which no instruction can name that names r8 to r15, too: a scratch register takes its place. */
+static void put_high8(struct trans *t, unsigned i, unsigned live_after)
+{
+	struct step *s = &t->plan.step[i];
+	struct insn in = s->in;
+	unsigned which = !in.op[0].high8, reg = in.op[which].reg, a;
+	struct emit *e = &t->e;
+	struct host_mem mem;
+
+	bt_ready_flags(t, i);
+	mem = bt_put_mem_access(t, i, e->p);
+	mem = bt_before_flags(t, s, live_after, mem);
+	if ((mem.base == t0_of(t) && mem.index == t1_of(t)) || (mem.base == t1_of(t) && mem.index == t0_of(t))) {
+		e_mem(e, 0x8d, t0_of(t), mem.base, mem.index, 1, mem.disp, true);
+		t->held[0] = 0;
+		mem = (struct host_mem){(uint8_t)t0_of(t), GPR_NONE, 0};
+	}
+	a = bt_free_scratch(t, mem);
+	t->held[a == t1_of(t)] = 0;
+	e_rorx(e, a, reg, 8);
+	in.bytes[in.modrm_off] = (uint8_t)((in.bytes[in.modrm_off] & ~0x38u) | (a & 7) << 3);
+	in.rex = (uint8_t)(0x40 | (a >= 8 ? 4 : 0));
+	note_access(t);
+	e->p += insn_encode(&in, mem, e->p);
+	if (in.gpr_write >> reg & 1) {
+		e_rorx(e, reg, reg, 8);
+		e8(e, 0x40 | (a >= 8 ? 4 : 0)); /* mov reg8, a8 */
+		e8(e, 0x88);
+		e8(e, 0xc0 | (a & 7) << 3 | reg);
+		e_rorx(e, reg, reg, 56);
+	}
 	bt_after_flags(t, s);
 	bt_note_after(t, i, ACCESS_MEM);
 }
@@ -493,6 +534,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_COPY: put_copy(t, i, live_after); break;
 	case S_NOP: break;
 	case S_MEM: put_memory(t, i, live_after); break;
+	case S_HIGH8: put_high8(t, i, live_after); break;
 	case S_LEA: put_lea(t, i); break;
 	case S_PUSH: put_push(t, i); break;
 	case S_POP: put_pop(t, i); break;

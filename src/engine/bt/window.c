@@ -133,12 +133,12 @@ static uint8_t *place_of(const struct bt_window *w, gva_t va)
 
 /* --- opening and closing --- */
 
-static bool supported(void)
+static bool has_bmi2(void)
 {
 	uint32_t a = 7, b = 0, c = 0, d = 0;
 
 	__asm__("cpuid" : "+a"(a), "+b"(b), "+c"(c), "+d"(d));
-	return b >> 8 & 1; /* BMI2: translated code uses RORX */
+	return b >> 8 & 1;
 }
 
 void bt_window_init(struct bt_vcpu *bv)
@@ -154,7 +154,8 @@ void bt_window_init(struct bt_vcpu *bv)
 	if (rc < 0 && rc > -4096)
 		return;
 	bv->shadow_pool = (struct shadow *)rc;
-	bv->window_support = bv->v.ram->fd >= 0 && supported() && !(bv->m->dev & DEV_NO_WINDOWS);
+	bv->m->rorx = has_bmi2();
+	bv->window_support = bv->v.ram->fd >= 0 && bv->m->rorx && !(bv->m->dev & DEV_NO_WINDOWS);
 }
 
 static void place_free(uint8_t *place)
