@@ -63,14 +63,21 @@ static void power_reset(void *data)
 	request_end(m, MACHINE_RESET);
 }
 
-/* --- signals between vcpus --- */
+/* --- signals between vcpus, with the machine locked --- */
+
+/* It does not sleep for good, even if who signals goes to sleep before it has woken up. */
+static void wake(struct vcpu_slot *slot, uint32_t attention)
+{
+	atomic_store(&slot->asleep_for_good, false);
+	vcpu_attention(slot->vcpu, attention);
+}
 
 static void signal_nmi(void *data, unsigned index)
 {
 	struct machine *m = data;
 
 	m->slots[index].vcpu->nmi_pending = 1;
-	vcpu_attention(m->slots[index].vcpu, ATTENTION_NMI);
+	wake(&m->slots[index], ATTENTION_NMI);
 }
 
 static void signal_init(void *data, unsigned index)
@@ -79,7 +86,7 @@ static void signal_init(void *data, unsigned index)
 
 	m->slots[index].init_pending = 1;
 	m->slots[index].sipi_pending = 0;
-	vcpu_attention(m->slots[index].vcpu, ATTENTION_KICK);
+	wake(&m->slots[index], ATTENTION_KICK);
 }
 
 static void signal_sipi(void *data, unsigned index, uint8_t vector)
@@ -88,7 +95,7 @@ static void signal_sipi(void *data, unsigned index, uint8_t vector)
 
 	m->slots[index].sipi_pending = 1;
 	m->slots[index].sipi_vector = vector;
-	vcpu_attention(m->slots[index].vcpu, ATTENTION_KICK);
+	wake(&m->slots[index], ATTENTION_KICK);
 }
 
 /* SDM 3A 9.4: INIT resets the processor; all but the boot processor then wait for a start-up IPI.
@@ -144,7 +151,7 @@ static int64_t kick_cpu(struct machine *m, uint64_t apic_id)
 	if (apic_id >= m->nvcpus)
 		return 0;
 	m->slots[apic_id].kicked = 1;
-	vcpu_attention(m->slots[apic_id].vcpu, ATTENTION_KICK);
+	wake(&m->slots[apic_id], ATTENTION_KICK);
 	return 0;
 }
 

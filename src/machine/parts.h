@@ -30,7 +30,7 @@ struct vcpu_slot {
 	/* Start-up signals, applied between two runs. --- state --- */
 	uint8_t init_pending, sipi_pending, sipi_vector;
 	uint8_t kicked; /* by KVM_HC_KICK_CPU: HLT ends, or the next one does not begin */
-	/* Halted for good unless another vcpu signals; set by its own worker. */
+	/* Halted for good unless another vcpu signals; set by its own worker, cleared by whoever signals. */
 	_Atomic bool asleep_for_good;
 	struct vcpu_debug debug; /* its vcpu's, while there is a debugger */
 };

@@ -673,6 +673,47 @@ static void kvmclock_never_goes_back(void **state)
 	stop(*state, s);
 }
 
+/* --- vcpus that wait for each other, without workers: in an order that threads seldom take --- */
+
+#define HC_KICK_CPU 5
+
+/* Interrupts stay off.  The second vcpu wakes the first, then waits itself. */
+static int kick_and_halt(struct vcpu *v)
+{
+	if (v->regs[GPR_RCX]++ == 0 && v->index == 1)
+		return EXIT_YIELD;
+	if (v->index == 1)
+		v->ops->hypercall(v->platform, v, HC_KICK_CPU, (const uint64_t[4]){0, 0});
+	return EXIT_HALTED;
+}
+
+static void a_vcpu_that_was_woken_does_not_count_as_dead(void **state)
+{
+	static const struct script script = {.step = kick_and_halt};
+	struct seen s = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .event = NO_EVENT};
+	struct machine_config config = {.event = on_event, .event_data = &s, .vcpus = 2};
+	struct vcpu *v[2];
+	struct machine *m;
+
+	(void)state;
+	script_engine_set(&script);
+	m = script_machine(&config);
+	for (unsigned i = 0; i < 2; i++)
+		v[i] = machine_vcpu(m, i);
+	v[1]->run_state = VCPU_RUNNING; /* as if started */
+	assert_int_equal(machine_run(m, v[1]), EXIT_YIELD);
+	assert_int_equal(machine_run(m, v[0]), EXIT_HALTED);
+	assert_int_equal(s.event, NO_EVENT);
+	v[1]->attention = 0;
+	assert_int_equal(machine_run(m, v[1]), EXIT_HALTED);
+	assert_int_equal(s.event, NO_EVENT);
+	v[0]->attention = 0;
+	assert_int_equal(machine_run(m, v[0]), EXIT_HALTED);
+	assert_int_equal(v[0]->regs[GPR_RCX], 2);
+	assert_int_equal(s.event, MACHINE_DEAD);
+	machine_destroy(m);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -693,6 +734,7 @@ int main(void)
 	    TEST(reset_after_a_panic_is_a_panic),
 	    TEST(a_panic_in_an_old_log_is_none),
 	    TEST(kvmclock_never_goes_back),
+	    TEST(a_vcpu_that_was_woken_does_not_count_as_dead),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
