@@ -216,6 +216,55 @@ static void gates(void)
 	on_trap(0x22, 0);
 }
 
+u64 returned_flags;
+
+/* IRET to the next instruction, as a kernel serializes the processor.  The vector of the fault, or END. */
+static u64 return_to_self(u64 flags)
+{
+	try((void (*)(u64))(u64)CODE("movq %%rsp, %%rax; movl %%ss, %%ecx; pushq %%rcx; pushq %%rax; pushq %%rdi; movl %%cs, %%ecx;"
+				     "pushq %%rcx; leaq 1f(%%rip), %%rcx; pushq %%rcx; iretq; 1: pushfq; popq %%rax; cld;"
+				     "movq %%rax, returned_flags(%%rip)"),
+	    flags);
+	return trap.f.vector;
+}
+
+static u64 good_ss;
+
+/* The handler returns to this SS, too. */
+static bool mend_ss(struct frame *f)
+{
+	(void)f;
+	gdt[3] = good_ss;
+	return false;
+}
+
+static void returns(void)
+{
+	static const u64 flags[] = {2, 0x8d7, 0x402, 0x200002, 0x10002, 0x46, 0x3002, 0x40002};
+
+	good_ss = gdt[3];
+	on_trap(VEC_SS, mend_ss);
+	on_trap(VEC_GP, mend_ss);
+	for (unsigned round = 0; round < 3; round++)
+		for (unsigned i = 0; i < sizeof(flags) / sizeof(*flags); i++) {
+			check_eq(return_to_self(flags[i]), END);
+			check_eq(returned_flags, flags[i] & ~0x10000ul);
+		}
+	/* The descriptors are read each time. */
+	__asm__ volatile("movl %0, %%ss" : : "r"(0x18));
+	check_eq(return_to_self(2), END);
+	check_eq(return_to_self(2), END);
+	gdt[3] = good_ss & ~(1ul << 47); /* not present */
+	check_eq(return_to_self(2), VEC_SS);
+	check_eq(trap.f.error, 0x18);
+	gdt[3] = good_ss | 3ul << 45; /* DPL 3 */
+	check_eq(return_to_self(2), VEC_GP);
+	check_eq(trap.f.error, 0x18);
+	check_eq(return_to_self(2), END);
+	on_trap(VEC_SS, 0);
+	on_trap(VEC_GP, 0);
+}
+
 static void shadows(void)
 {
 	u64 at;
@@ -527,6 +576,7 @@ int main(void)
 	nesting();
 	double_faults();
 	gates();
+	returns();
 	x2apic_on();
 	shadows();
 	halt();

@@ -191,6 +191,24 @@ void bt_put_sysret(struct trans *t, unsigned i)
 	put_routine(t, bt_sysret);
 }
 
+void bt_put_iret(struct trans *t, unsigned i)
+{
+	struct emit *e = &t->e;
+	struct host_mem mem;
+	uint32_t n;
+
+	bt_about_to_clobber(t, RFLAGS_ARITH);
+	put_canonical(t, GPR_NONE);
+	e_gs(e, 0x83, 7, true, GS_OFFSET(fast.irets)); /* cmp qword, 0 */
+	e8(e, 0);
+	bt_leave_at(t, e_jcc(e, CC_E, e->p), SITE_INTERP, i);
+	mem = bt_put_stack_access(t, i, GPR_RSP, 0, e->p);
+	e_mem(e, 0x8d, GPR_R10, mem.base, mem.index, 1, mem.disp, true);
+	bt_new_site(t, SITE_INTERP, i, &n); /* where the routine leaves */
+	e_store_gs_imm32(e, GS_OFFSET(site), n);
+	put_routine(t, bt_iret);
+}
+
 /* The target of an indirect jump or call; returns the register that has it: t0 or the operand. */
 static unsigned put_target(struct trans *t, unsigned i, const uint8_t *retry)
 {

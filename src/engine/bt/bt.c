@@ -229,6 +229,8 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	bv = (struct bt_vcpu *)(room + CHECK_BYTES);
 	bv->bytes = CHECK_BYTES + bytes;
 	bv->m = m;
+	bv->fast.lookup_exit = m->lookup_exit;
+	bv->fast.interp_exit = bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL);
 	m->bv = bv;
 	bv->machine = machine;
 	bv->sites = m->sites;

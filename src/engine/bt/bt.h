@@ -452,7 +452,7 @@ struct bt_notes {
 	} note[NOTES_MAX];
 };
 
-/* What SYSCALL and SYSRET need to stay in translated code (fast.c). */
+/* What SYSCALL, SYSRET and IRET need to stay in translated code (fast.c). */
 struct bt_fast {
 	uint64_t enters;          /* SYSCALL may: 0 or 1 */
 	struct bt_space *returns; /* SYSRET may, to this space; NULL: it may not */
@@ -460,6 +460,12 @@ struct bt_fast {
 	const uint8_t *lookup_exit;
 	struct segment kernel_cs, kernel_ss, user_cs, user_ss;
 	bool valid; /* what is above was looked at */
+
+	uint64_t irets; /* IRET may, to these segments, if their descriptors still are these: 0 or 1 */
+	const uint64_t *cs_at, *ss_at;
+	uint64_t cs_descriptor, ss_descriptor;
+	struct segment iret_cs, iret_ss;
+	const uint8_t *interp_exit; /* to C, from the canonical state */
 };
 /* Of RFLAGS: what SYSRET loads, and what it may load without the interpreter. */
 #define SYSRET_FLAGS 0x3c7fd7u
@@ -567,7 +573,7 @@ static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
 extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[], bt_miss_read[],
-    bt_miss_write[], bt_syscall[], bt_sysret[];
+    bt_miss_write[], bt_syscall[], bt_sysret[], bt_iret[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 
@@ -633,9 +639,10 @@ void bt_window_drop_writes(struct bt_vcpu *bv, gpa_t page);
 
 /* fast.c: what translated system calls rely on */
 void bt_fast_prepare(struct bt_vcpu *bv); /* translated code is about to run; the space has been selected */
+void bt_fast_returned(struct bt_vcpu *bv); /* IRETQ has been interpreted, inside the kernel: the next may be fast */
 static inline void bt_fast_forget(struct bt_vcpu *bv) /* something of that changed */
 {
-	bv->fast.enters = 0;
+	bv->fast.enters = bv->fast.irets = 0;
 	bv->fast.returns = NULL;
 	bv->fast.valid = false;
 }

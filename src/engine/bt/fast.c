@@ -1,7 +1,9 @@
-/* System calls that stay in translated code: SYSCALL into the kernel, SYSRET back (runtime.S).
+/* What stays in translated code of system calls and of interrupts (runtime.S): SYSCALL into the kernel, SYSRET back,
+ * and IRET from kernel to kernel, which is also how Linux serializes the processor after each change of its code.
  *
- * Invariant: `fast.enters` and `fast.returns` are set only while everything that the routines take for granted
- * holds; whoever changes some of it calls bt_fast_forget(), and the next look-up prepares them anew.
+ * Invariant: `fast.enters`, `fast.returns` and `fast.irets` are set only while everything that the routines take for
+ * granted holds; whoever changes some of it calls bt_fast_forget().  The next look-up prepares system calls anew, the
+ * next interpreted IRET others of its kind.
  */
 #include "engine/bt/bt.h"
 
@@ -37,7 +39,6 @@ void bt_fast_prepare(struct bt_vcpu *bv)
 	if ((bv->m->dev & DEV_NO_FAST_CALLS) || !(v->efer & EFER_SCE) || v->debug || x86_breaks(v) || !bv->space_kernel)
 		return;
 	prepare_segments(bv);
-	f->lookup_exit = bv->m->lookup_exit;
 	f->kernel_jumps = bv->kernel_jumps;
 	/* Behind it, no interrupt is due and no access counts as the user's. */
 	f->enters = (v->sfmask & (RFLAGS_IF | RFLAGS_AC)) == (RFLAGS_IF | RFLAGS_AC);
@@ -45,4 +46,36 @@ void bt_fast_prepare(struct bt_vcpu *bv)
 		return;
 	f->user_jumps = &user->jump;
 	f->returns = user;
+}
+
+/* Where the descriptor lies that was just loaded for `selector`, or NULL. */
+static const uint64_t *descriptor_at(struct bt_vcpu *bv, uint16_t selector)
+{
+	struct vcpu *v = &bv->v;
+	gva_t at = v->gdt.base + (selector & ~7u);
+	struct page_walk walk;
+
+	if ((selector & 4) || (at & 7) || x86_walk(v, at, ACC_READ, &walk))
+		return NULL;
+	return ram_host(v->ram, walk.gpa, sizeof(uint64_t));
+}
+
+void bt_fast_returned(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	struct bt_fast *f = &bv->fast;
+
+	f->irets = 0;
+	if ((bv->m->dev & DEV_NO_FAST_CALLS) || v->debug || x86_breaks(v))
+		return;
+	f->iret_cs = v->seg[SEG_CS];
+	f->iret_ss = v->seg[SEG_SS];
+	f->cs_at = descriptor_at(bv, f->iret_cs.selector);
+	/* The null selector, which a kernel's SS may be, has none: one that never changes will do. */
+	f->ss_at = f->iret_ss.selector & ~3 ? descriptor_at(bv, f->iret_ss.selector) : &f->ss_descriptor;
+	if (!f->cs_at || !f->ss_at)
+		return;
+	f->cs_descriptor = *f->cs_at;
+	f->ss_descriptor = *f->ss_at;
+	f->irets = 1;
 }

@@ -120,6 +120,17 @@ struct icache_entry *bt_fetch(struct bt_vcpu *bv)
 	return e;
 }
 
+static int do_iretq(struct bt_vcpu *bv)
+{
+	struct vcpu *v = &bv->v;
+	bool kernel = x86_code64(v) && !x86_cpl(v);
+	int rc = x86_iret(v, 8);
+
+	if (!rc && kernel && x86_code64(v) && !x86_cpl(v))
+		bt_fast_returned(bv);
+	return rc;
+}
+
 /* Everything else by name.  0: RIP moves on; INTERP_DONE: RIP is already right. */
 static int special(struct bt_vcpu *bv, struct icache_entry *e)
 {
@@ -145,7 +156,7 @@ static int special(struct bt_vcpu *bv, struct icache_entry *e)
 	case ZYDIS_MNEMONIC_JRCXZ: return TRANSFER(bt_do_loop_or_jcxz(bv, in));
 	case ZYDIS_MNEMONIC_IRET: return TRANSFER(x86_iret(v, 2));
 	case ZYDIS_MNEMONIC_IRETD: return TRANSFER(x86_iret(v, 4));
-	case ZYDIS_MNEMONIC_IRETQ: return TRANSFER(x86_iret(v, 8));
+	case ZYDIS_MNEMONIC_IRETQ: return TRANSFER(do_iretq(bv));
 	case ZYDIS_MNEMONIC_SYSCALL: return TRANSFER(x86_syscall(v, v->rip + in->len));
 	case ZYDIS_MNEMONIC_SYSRET: return TRANSFER(x86_sysret(v, in->rex & 8 ? 8 : 4));
 	case ZYDIS_MNEMONIC_SYSENTER: return TRANSFER(x86_sysenter(v));

@@ -18,7 +18,7 @@
 #define BT_REFILL 5138
 #define BT_SLOT_FILLS 5140
 #define BT_SLOT_LOG 5148
-#define BT_SLOTS 633600
+#define BT_SLOTS 633664
 #define BT_SPACE_KERNEL 5104
 #define BT_JUMPS 5096
 #define BT_IF_FLAG 5124
@@ -31,13 +31,23 @@
 #define FAST_KERNEL_SS 70752
 #define FAST_USER_CS 70768
 #define FAST_USER_SS 70784
+#define BT_IRQ_WAIT 5136
+#define FAST_CS_AT 70816
+#define FAST_SS_AT 70824
+#define FAST_CS_DESCRIPTOR 70832
+#define FAST_SS_DESCRIPTOR 70840
+#define FAST_IRET_CS 70848
+#define FAST_IRET_SS 70864
+#define FAST_INTERP_EXIT 70880
 /* its struct vcpu */
+#define V_NMI_BLOCKED 749
 #define V_RFLAGS 136
 #define V_SFMASK 432
 #define V_LSTAR 416
 #define V_ATTENTION 144
 #define V_CS 168
 #define V_SS 184
+#define SEG_SELECTOR 12
 /* struct jump_cache */
 #define JUMP_MASK 32767
 /* struct bt_site */

@@ -137,6 +137,10 @@ static enum shape special_shape(const struct insn *in, bool user, unsigned mode)
 		if (!user && (in->rex & 8))
 			return S_SYSRET;
 		break;
+	case ZYDIS_MNEMONIC_IRETQ:
+		if (!user)
+			return S_IRET;
+		break;
 	case ZYDIS_MNEMONIC_PUSHFQ: return S_PUSHF;
 	case ZYDIS_MNEMONIC_MOV:
 		if (in->op[0].type == OP_GPR && in->op[1].type == OP_SEG)
@@ -218,7 +222,7 @@ static void note_leaving(struct step *s)
 {
 	if (!ignores_flags(&s->in, s->shape) || s->shape == S_PUSHF || s->shape == S_CALL ||
 	    s->shape == S_RET || s->shape == S_JMP || s->shape == S_SYSCALL || s->shape == S_SYSRET ||
-	    s->shape == S_JRCXZ || s->shape == S_JCC)
+	    s->shape == S_IRET || s->shape == S_JRCXZ || s->shape == S_JCC)
 		s->read = RFLAGS_ARITH;
 }
 
@@ -406,12 +410,12 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 }
 
 static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker *k, unsigned i,
-			unsigned reg, int disp, bool write, gpa_t gpa)
+			unsigned reg, int disp, unsigned size, bool write, gpa_t gpa)
 {
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
 	p->step[i].access[ACCESS_STACK].wide = p->window && bt_hint_has(&m->soft, gpa);
-	place(p, k, i, ACCESS_STACK, at, 8, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
+	place(p, k, i, ACCESS_STACK, at, size, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
 }
 
 /* Registers after the instruction. */
@@ -510,16 +514,17 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 		case S_CALL:
 			if (s->in.op[0].type == OP_MEM)
 				place_memory(p, m, &k, i, at);
-			place_stack(p, m, &k, i, GPR_RSP, -8, true, at);
+			place_stack(p, m, &k, i, GPR_RSP, -8, 8, true, at);
 			break;
-		case S_PUSHF: place_stack(p, m, &k, i, GPR_RSP, -8, true, at); break;
+		case S_PUSHF: place_stack(p, m, &k, i, GPR_RSP, -8, 8, true, at); break;
 		case S_JMP:
 			if (s->in.op[0].type == OP_MEM)
 				place_memory(p, m, &k, i, at);
 			break;
 		case S_POP:
-		case S_RET: place_stack(p, m, &k, i, GPR_RSP, 0, false, at); break;
-		case S_LEAVE: place_stack(p, m, &k, i, GPR_RBP, 0, false, at); break;
+		case S_RET: place_stack(p, m, &k, i, GPR_RSP, 0, 8, false, at); break;
+		case S_IRET: place_stack(p, m, &k, i, GPR_RSP, 0, 40, false, at); break;
+		case S_LEAVE: place_stack(p, m, &k, i, GPR_RBP, 0, 8, false, at); break;
 		default:
 			if (!harmless(s))
 				k.section++;
@@ -601,7 +606,8 @@ static bool follows(struct step *s, bool first, uint64_t to)
 	switch (s->shape) {
 	case S_INTERP_END:
 	case S_SYSCALL:
-	case S_SYSRET: return false;
+	case S_SYSRET:
+	case S_IRET: return false;
 	case S_JCC: s->follow = to; return to == next || to == next + s->in.imm;
 	case S_JRCXZ:
 		s->follow = to;

@@ -22,6 +22,7 @@ enum shape {
 	S_JMP,
 	S_SYSCALL,
 	S_SYSRET,
+	S_IRET,
 	S_JRCXZ,
 	S_JCC,
 	S_CLI,

@@ -12,7 +12,7 @@
 #define SECOND (4096 << 5) /* from a TLB entry to that of the second row */
 
 	.text
-	.globl bt_syscall, bt_sysret
+	.globl bt_syscall, bt_sysret, bt_iret
 	.globl bt_enter, bt_exit_common, bt_xsave, bt_xrstor, bt_vec_reset, bt_xstate_op, bt_xinuse
 	.globl bt_xstate_begin, bt_xstate_end, bt_xstate_failed
 	.type bt_enter, @function
@@ -203,6 +203,27 @@ bt_exit_common:
 	movq %r11, %gs:\to
 	.endm
 
+/* Arithmetic flags, IF, ID and DF as in `from`, the others zero. */
+	.macro LOAD_FLAGS from
+	movl \from, %r11d
+	andl $0xd5, %r11d
+	orl $2, %r11d
+	shll $8, %r11d
+	movw %r11w, %gs:BT_ARITH
+	movl \from, %r11d
+	shrl $11, %r11d
+	andl $1, %r11d
+	orw %r11w, %gs:BT_ARITH
+	movl \from, %r11d
+	andl $0x200, %r11d
+	movl %r11d, %gs:BT_IF_FLAG
+	movl $0, %gs:BT_AC_FLAG
+	movl \from, %r11d
+	andl $0x200400, %r11d
+	orl $2, %r11d
+	movq %r11, %gs:V_RFLAGS
+	.endm
+
 /* SYSCALL.  In: r10 = the next instruction, flags in gs:BT_ARITH; r10 and r11 are the scratch pair. */
 	.balign 64
 bt_syscall:
@@ -246,23 +267,7 @@ bt_syscall:
  * loaded here. */
 	.balign 64
 bt_sysret:
-	movl %gs:88, %r11d
-	andl $0xd5, %r11d
-	orl $2, %r11d
-	shll $8, %r11d
-	movw %r11w, %gs:BT_ARITH
-	movl %gs:88, %r11d
-	shrl $11, %r11d
-	andl $1, %r11d
-	orw %r11w, %gs:BT_ARITH
-	movl %gs:88, %r11d
-	andl $0x200, %r11d
-	movl %r11d, %gs:BT_IF_FLAG
-	movl $0, %gs:BT_AC_FLAG
-	movl %gs:88, %r11d
-	andl $0x200400, %r11d /* ID, DF */
-	orl $2, %r11d
-	movq %r11, %gs:V_RFLAGS
+	LOAD_FLAGS %gs:88
 	MOVE V_CS, FAST_USER_CS
 	MOVE V_CS + 8, FAST_USER_CS + 8
 	MOVE V_SS, FAST_USER_SS
@@ -270,6 +275,48 @@ bt_sysret:
 	MOVE BT_SPACE, FAST_RETURNS
 	MOVE BT_JUMPS, FAST_USER_JUMPS
 	GO
+
+/* IRETQ inside the kernel.  In: r10 = where the frame is: rip, cs, rflags, rsp, ss; gs:BT_SITE.  What is not as it was
+ * the last time, or rare, is for the interpreter. */
+	.balign 64
+bt_iret:
+	movzwl 8(%r10), %r11d
+	cmpw %r11w, %gs:FAST_IRET_CS + SEG_SELECTOR
+	jne 8f
+	movzwl 32(%r10), %r11d
+	cmpw %r11w, %gs:FAST_IRET_SS + SEG_SELECTOR
+	jne 8f
+	movq %gs:FAST_CS_AT, %r11
+	movq (%r11), %r11
+	cmpq %r11, %gs:FAST_CS_DESCRIPTOR
+	jne 8f
+	movq %gs:FAST_SS_AT, %r11
+	movq (%r11), %r11
+	cmpq %r11, %gs:FAST_SS_DESCRIPTOR
+	jne 8f
+	testl $0x1e7100, 16(%r10) /* TF, IOPL, NT, VM, AC, VIF, VIP */
+	jnz 8f
+	testl $0x4000, %gs:V_RFLAGS /* NT */
+	jnz 8f
+	cmpb $0, %gs:BT_IRQ_WAIT
+	jne 8f
+	cmpb $0, %gs:V_NMI_BLOCKED
+	jne 8f
+	movq (%r10), %r11 /* canonical? */
+	sarq $47, %r11
+	addq $1, %r11
+	cmpq $1, %r11
+	ja 8f
+	LOAD_FLAGS 16(%r10)
+	MOVE V_CS, FAST_IRET_CS
+	MOVE V_CS + 8, FAST_IRET_CS + 8
+	MOVE V_SS, FAST_IRET_SS
+	MOVE V_SS + 8, FAST_IRET_SS + 8
+	MOVE BT_SPACE, BT_SPACE_KERNEL
+	movq 24(%r10), %rsp
+	movq (%r10), %r10
+	GO
+8:	jmp *%gs:FAST_INTERP_EXIT
 
 	MISS bt_miss_read, TLB_READ_TAG
 	MISS bt_miss_write, TLB_WRITE_TAG

@@ -380,6 +380,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 	struct bt_cache *m = bv->m;
 	struct bt_space *s;
 
+	bt_fast_forget(bv);
 	slots_flush_local(bv);
 	if ((int64_t)va < 0)
 		bt_slots_flush(bv, false);

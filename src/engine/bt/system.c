@@ -132,6 +132,7 @@ int bt_do_load_table(struct bt_vcpu *bv, const struct insn *in, struct desc_tabl
 		base &= 0xffffff;
 	t->limit = (uint32_t)limit;
 	t->base = base;
+	bt_fast_forget(bv);
 	return 0;
 }
 

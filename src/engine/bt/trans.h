@@ -116,6 +116,7 @@ void bt_put_ret(struct trans *t, unsigned i);
 void bt_put_jump(struct trans *t, unsigned i);
 void bt_put_syscall(struct trans *t, unsigned i);
 void bt_put_sysret(struct trans *t, unsigned i);
+void bt_put_iret(struct trans *t, unsigned i);
 void bt_put_conditional(struct trans *t, unsigned i);
 void bt_put_jrcxz(struct trans *t, unsigned i);
 /* A branch inside a block or a trace, which goes on in one way. */

@@ -544,6 +544,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_JMP: bt_put_jump(t, i); break;
 	case S_SYSCALL: bt_put_syscall(t, i); break;
 	case S_SYSRET: bt_put_sysret(t, i); break;
+	case S_IRET: bt_put_iret(t, i); break;
 	case S_JRCXZ: bt_put_jrcxz(t, i); break;
 	case S_JCC: bt_put_conditional(t, i); break;
 	case S_CLI: e_store_gs_imm32(&t->e, GS_OFFSET(if_flag), 0); break;
