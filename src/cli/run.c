@@ -502,7 +502,8 @@ static int open_image(struct run *r, struct error *err)
 
 static int make_machine(struct run *r, struct error *err)
 {
-	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache,
+	uint64_t code_cache = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache;
+	const struct bt_options translator = {.code_cache_bytes = code_cache,
 					      .perf_map = r->options.perf_map,
 					      .perf_jitdump = r->options.perf_jitdump,
 					      .symbols = r->symbols};

@@ -595,6 +595,7 @@ static void damaged_disks_do_no_harm(void **state)
 	fd = open(b->path, O_RDWR);
 	assert_int_equal(pread(fd, good, (size_t)st.st_size, 0), st.st_size);
 	for (int i = 0; i < 1500; i++) {
+		struct bootdisk_root root;
 		struct bootdisk boot;
 		struct disk *d;
 
@@ -615,6 +616,7 @@ static void damaged_disks_do_no_harm(void **state)
 			opened++;
 			bootdisk_close(&boot);
 		}
+		bootdisk_find_root(&root, d, "disk", NULL);
 		disk_close(d);
 	}
 	close(fd);
