@@ -30,6 +30,8 @@
 #include "x86/cpuid.h"
 #include "x86/vcpu.h"
 
+#define BIOS_EBDA_SEGMENT 0x40e
+#define BIOS_LOW_KIB 0x413
 #define GDT_GPA 0x500
 #define PVH_MEMMAP_GPA 0x800
 #define PARAMS_GPA 0x7000
@@ -852,6 +854,23 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 	return 0;
 }
 
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+/* Where a BIOS says that low memory ends: Xen looks there, too. */
+static void put_bios_data(struct ram *ram)
+{
+	uint16_t segment = LOW_RAM_END >> 4, kib = LOW_RAM_END / KiB;
+
+	memcpy(ram_host(ram, BIOS_EBDA_SEGMENT, 2), &segment, 2);
+	memcpy(ram_host(ram, BIOS_LOW_KIB, 2), &kib, 2);
+	*(uint8_t *)ram_host(ram, LOW_RAM_END, 1) = 1; /* KiB that the EBDA has */
+}
+
 static int enter_multiboot(const struct boot_image *image, struct ram *ram, struct vcpu *v, const char *cmdline,
 			   gpa_t rsdp, struct error *err)
 {
@@ -865,7 +884,8 @@ static int enter_multiboot(const struct boot_image *image, struct ram *ram, stru
 	    .modules = modules,
 	    .lower_kib = LOW_RAM_END / KiB,
 	    .upper_kib = (uint32_t)((ram->low_size - MiB) / KiB),
-	    .cmdline = cmdline,
+	    .name = base_name(k->path),
+	    .words = cmdline,
 	    .rsdp = ram_host(ram, rsdp, ACPI_RSDP_SIZE),
 	};
 	int rc;
@@ -879,18 +899,20 @@ static int enter_multiboot(const struct boot_image *image, struct ram *ram, stru
 	if (image->initrd_path)
 		modules[facts.nmodules++] =
 		    (struct multiboot_module){(uint32_t)image->initrd_base,
-					      (uint32_t)(image->initrd_base + image->initrd_size), ""};
+					      (uint32_t)(image->initrd_base + image->initrd_size),
+					      base_name(image->initrd_path), ""};
 	for (unsigned i = 0; i < image->nmodules; i++) {
 		const struct boot_module *m = image->modules[i];
 
 		modules[facts.nmodules++] = (struct multiboot_module){
-		    (uint32_t)m->base, (uint32_t)(m->base + m->size), m->cmdline};
+		    (uint32_t)m->base, (uint32_t)(m->base + m->size), base_name(m->path), m->cmdline};
 	}
 	rc = multiboot_put(&k->multiboot, &facts, ram_host(ram, PARAMS_GPA, MULTIBOOT_END - PARAMS_GPA),
 			   MULTIBOOT_END - PARAMS_GPA, PARAMS_GPA, err);
 	if (rc)
 		return rc;
 	put_gdt(ram);
+	put_bios_data(ram);
 	vcpu_set_protected_mode(v, (uint32_t)k->elf.entry);
 	v->regs[GPR_RAX] = multiboot_magic(&k->multiboot);
 	v->regs[GPR_RBX] = PARAMS_GPA;
