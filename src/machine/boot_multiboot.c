@@ -375,8 +375,9 @@ static void put_mb1(struct info *info, const struct multiboot_facts *f)
 	head.mods_addr = put(info, NULL, f->nmodules * sizeof(*modules));
 	modules = info->full ? NULL : (void *)(info->p + (head.mods_addr - info->gpa));
 	for (unsigned i = 0; modules && i < f->nmodules; i++)
-		modules[i] = (struct mb1_module){f->modules[i].start, f->modules[i].end,
-						 put_words(info, f->modules[i].name, f->modules[i].words), 0};
+		modules[i] = (struct mb1_module){
+		    f->modules[i].start, f->modules[i].end,
+		    put_words(info, f->modules[i].name, f->modules[i].words), 0};
 	align(info);
 	head.mmap_addr = info->gpa + (uint32_t)info->len;
 	for (unsigned i = 0; i < f->nmap; i++) {
@@ -400,8 +401,8 @@ static void begin_tag(struct info *info, uint32_t type, size_t more)
 	put(info, head, sizeof(head));
 }
 
-static void put_tag(struct info *info, uint32_t type, const void *words, size_t nwords, const void *tail,
-		    size_t len)
+static void put_tag(struct info *info, uint32_t type, const void *words, size_t nwords,
+		    const void *tail, size_t len)
 {
 	begin_tag(info, type, nwords + len);
 	put(info, words, nwords);

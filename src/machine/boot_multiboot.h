@@ -42,7 +42,8 @@ struct multiboot_facts {
 	const struct multiboot_module *modules;
 	unsigned nmodules;
 	uint32_t lower_kib, upper_kib; /* memory from 0, and from 1 MiB */
-	const char *name, *words; /* the kernel's command line, likewise: as GRUB Legacy and QEMU do it */
+	const char *name,
+	    *words;       /* the kernel's command line, likewise: as GRUB Legacy and QEMU do it */
 	const void *rsdp; /* ACPI 2.0's, 36 bytes */
 };
 
