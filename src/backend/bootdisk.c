@@ -440,7 +440,8 @@ static int see_file_system(struct source *s, struct bootdisk_root *root)
 	for (unsigned i = 0; i < ARRAY_SIZE(magics); i++) {
 		if (s->partition.size < magics[i].offset + magics[i].length)
 			continue;
-		if (disk_read_now(s->disk, s->partition.start + magics[i].offset, magic, magics[i].length))
+		if (disk_read_now(s->disk, s->partition.start + magics[i].offset, magic,
+				  magics[i].length))
 			return -EIO;
 		if (!memcmp(magic, magics[i].magic, magics[i].length)) {
 			strcpy(root->type, magics[i].type);
@@ -463,9 +464,11 @@ static int rate(struct source *s, struct bootdisk_root *root, const char *name, 
 		return error_set(err, -ret, "cannot read disk %s: %s", name, strerror(-ret));
 	if (!ret)
 		return ROOT_NOT;
-	if (!strcmp(root->type, "ext4") && (ret = look_into(s, name, &found, &system, err)) == -EUCLEAN)
+	if (!strcmp(root->type, "ext4") &&
+	    (ret = look_into(s, name, &found, &system, err)) == -EUCLEAN)
 		return error_set(err, EUCLEAN,
-				 "disk %s: the file system of partition %u (0: the whole disk) is damaged: repair "
+				 "disk %s: the file system of partition %u (0: the whole disk) is "
+				 "damaged: repair "
 				 "it with e2fsck",
 				 name, s->partition.number);
 	if (ret < 0)
@@ -473,7 +476,8 @@ static int rate(struct source *s, struct bootdisk_root *root, const char *name, 
 	return s->partition.root ? ROOT_MARKED : system ? ROOT_SYSTEM : ROOT_FILES;
 }
 
-int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *name, struct error *err)
+int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *name,
+		       struct error *err)
 {
 	struct partition *p = calloc(PARTITIONS_MAX, sizeof(*p));
 	int n = p ? partitions_read(d, p) : -ENOMEM, best = ROOT_NOT, ret = 0;
@@ -501,15 +505,17 @@ int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *n
 	if (ret < 0)
 		return ret;
 	if (best == ROOT_NOT)
-		return error_set(err, ENOENT,
-				 "disk %s has no root file system that takt knows (ext2 to ext4, xfs, btrfs, "
-				 "squashfs, erofs)",
-				 name);
+		return error_set(
+		    err, ENOENT,
+		    "disk %s has no root file system that takt knows (ext2 to ext4, xfs, btrfs, "
+		    "squashfs, erofs)",
+		    name);
 	if (best == ROOT_FILES && candidates > 1)
-		return error_set(err, ENOENT,
-				 "disk %s has %u file systems, none of which looks like a root (/etc and /usr): "
-				 "mark one as a root partition, or copy it to an image of its own",
-				 name, candidates);
+		return error_set(
+		    err, ENOENT,
+		    "disk %s has %u file systems, none of which looks like a root (/etc and /usr): "
+		    "mark one as a root partition, or copy it to an image of its own",
+		    name, candidates);
 	return 0;
 }
 

@@ -19,14 +19,15 @@ struct disk;
 /* A file system that can be a root, as a guest mounts it. */
 struct bootdisk_root {
 	unsigned partition; /* 0: the whole disk */
-	char type[16];	    /* "ext4" (which mounts ext2 and ext3, too), "xfs", ... */
-	bool unclean;	    /* its journal is to be replayed, which takes writes */
+	char type[16];      /* "ext4" (which mounts ext2 and ext3, too), "xfs", ... */
+	bool unclean;       /* its journal is to be replayed, which takes writes */
 };
 
 /* Finds the root file system: on a disk without partitions its file system; else, of the partitions, the
  * one that is marked as a root, an ext one with /etc and /usr, or the only one with a file system.
  * -ENOENT: there is none, or nobody can tell which; else as bootdisk_open(). */
-int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *name, struct error *err);
+int bootdisk_find_root(struct bootdisk_root *root, struct disk *d, const char *name,
+		       struct error *err);
 
 struct bootdisk {
 	int kernel_fd, initrd_fd; /* memory files; initrd_fd -1: there is none */

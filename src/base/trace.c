@@ -316,7 +316,8 @@ uint64_t trace_close(struct trace *t)
 		    (unsigned long long)lost);
 	if (unwritten)
 		log_warn("--trace: %llu lines could not be written: %s",
-			 (unsigned long long)unwritten, strerror(t->error));
+			 (unsigned long long)unwritten,
+			 t->error == ETIMEDOUT ? "nobody reads them" : strerror(t->error));
 	release(t);
 	return lost + unwritten;
 }

@@ -217,7 +217,8 @@ static int put_modules(struct command *c, struct archive *a, struct text *t, str
 	if (c->config.disks)
 		names[n++] = "virtio_blk";
 	if (c->config.image) {
-		names[n++] = "crc32c_generic"; /* of ext4, xfs and btrfs, which ask for it by its purpose */
+		names[n++] =
+		    "crc32c_generic"; /* of ext4, xfs and btrfs, which ask for it by its purpose */
 		names[n++] = c->config.image->type;
 	}
 	rc = modules_find(&modules, c->config.kernel, c->config.modules, names, err);

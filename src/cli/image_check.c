@@ -16,7 +16,8 @@ struct check_options {
 static const struct option_spec specs[] = {
     {"repair", NULL, "give leaked clusters back (of an image without other errors)", OPTION_FLAG,
      .offset = offsetof(struct check_options, repair)},
-    {"json", NULL, "print a JSON object", OPTION_FLAG, .offset = offsetof(struct check_options, json)},
+    {"json", NULL, "print a JSON object", OPTION_FLAG,
+     .offset = offsetof(struct check_options, json)},
 };
 
 static void say(void *data, const char *sentence)

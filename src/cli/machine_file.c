@@ -34,11 +34,11 @@ struct machine_file {
 
 /* --- errors -------------------------------------------------------------------------------------- */
 
-/* What the file holds must not reach a terminal as its control characters. */
+/* What the file holds must not reach a terminal as its control characters; C1's are two bytes of UTF-8. */
 static void make_printable(char *text)
 {
 	for (; *text; text++)
-		if ((unsigned char)*text < ' ' || *text == 0x7f)
+		if ((unsigned char)*text < ' ' || (unsigned char)*text >= 0x7f)
 			*text = '?';
 }
 

@@ -69,7 +69,8 @@ static const struct option_spec *find(const struct option_spec *specs, size_t n,
 				      size_t len)
 {
 	for (size_t i = 0; i < n; i++) {
-		if (specs[i].type != OPTION_COMMAND && strlen(specs[i].name) == len && !memcmp(specs[i].name, name, len))
+		if (specs[i].type != OPTION_COMMAND && strlen(specs[i].name) == len &&
+		    !memcmp(specs[i].name, name, len))
 			return &specs[i];
 	}
 	return NULL;
@@ -111,7 +112,8 @@ static int add_to_list(const struct option_spec *spec, const char *value, struct
 	return 0;
 }
 
-static int set_flag(const struct option_spec *spec, const char *value, bool *flag, struct error *err)
+static int set_flag(const struct option_spec *spec, const char *value, bool *flag,
+		    struct error *err)
 {
 	if (value && strcmp(value, "on") && strcmp(value, "off"))
 		return error_set(err, EINVAL, "--%s takes no value, or =on or =off", spec->name);
@@ -224,8 +226,8 @@ int options_parse_words(const struct option_spec *specs, size_t n, int argc, cha
 	return parse(specs, n, argc, argv, target, words, false, err);
 }
 
-int options_parse_over(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
-		       struct option_list *words, struct error *err)
+int options_parse_over(const struct option_spec *specs, size_t n, int argc, char **argv,
+		       void *target, struct option_list *words, struct error *err)
 {
 	return parse(specs, n, argc, argv, target, words, true, err);
 }

@@ -52,8 +52,8 @@ int options_parse(const struct option_spec *specs, size_t n, int argc, char **ar
 int options_parse_words(const struct option_spec *specs, size_t n, int argc, char **argv,
 			void *target, struct option_list *words, struct error *err);
 /* The same over what a file has set: an empty value ("--initrd=") takes back what the file says. */
-int options_parse_over(const struct option_spec *specs, size_t n, int argc, char **argv, void *target,
-		       struct option_list *words, struct error *err);
+int options_parse_over(const struct option_spec *specs, size_t n, int argc, char **argv,
+		       void *target, struct option_list *words, struct error *err);
 void options_help(const struct option_spec *specs, size_t n);
 
 /* Takes one part of a value like "FILE,ro,format=raw" off its front: up to the next comma, into `part`

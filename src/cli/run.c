@@ -52,7 +52,8 @@
 
 struct run {
 	struct run_options options;
-	struct machine_file *file; /* what the options point into; NULL: they come from the command line */
+	struct machine_file
+	    *file; /* what the options point into; NULL: they come from the command line */
 	const struct engine *engine;
 	struct cpu_model model;
 	struct boot_image image; /* of a disk's own kernel: open only until it is loaded */
@@ -314,7 +315,8 @@ static int open_root(struct run *r, struct error *err)
 		return 0;
 	for (const char *next; format && (next = strstr(format + 1, FORMAT_WORD));)
 		format = next;
-	snprintf(path, sizeof(path), "%.*s", format ? (int)(format - root) : (int)strlen(root), root);
+	snprintf(path, sizeof(path), "%.*s", format ? (int)(format - root) : (int)strlen(root),
+		 root);
 	config.path = path;
 	config.format = format ? format + strlen(FORMAT_WORD) : NULL;
 	if (stat(path, &st))
@@ -433,7 +435,8 @@ static int choose_debug_exit(struct run *r, struct error *err)
 
 static int cmdline_too_long(const struct run *r, struct error *err)
 {
-	return error_set(err, E2BIG, "--append: the kernel command line is longer than %zu characters",
+	return error_set(err, E2BIG,
+			 "--append: the kernel command line is longer than %zu characters",
 			 sizeof(r->cmdline) - 1);
 }
 
@@ -448,8 +451,8 @@ static int make_cmdline(struct run *r, struct error *err)
 		return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
 	}
 	n = snprintf(r->cmdline, sizeof(r->cmdline), "%s%s%s%s%s",
-			 r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE,
-			 r->root[0] ? " " : "", r->root, append ? " " : "", append ? append : "");
+		     r->options.command ? COMMAND_CMDLINE : DEFAULT_CMDLINE, r->root[0] ? " " : "",
+		     r->root, append ? " " : "", append ? append : "");
 
 	return (size_t)n < sizeof(r->cmdline) ? 0 : cmdline_too_long(r, err);
 }
@@ -495,7 +498,8 @@ static int add_modules(struct run *r, struct error *err)
 	int rc = 0;
 
 	if (modules->count && (r->disk_boot || r->command))
-		return error_set(err, EINVAL, "--module is for a kernel of your own: give --kernel%s",
+		return error_set(err, EINVAL,
+				 "--module is for a kernel of your own: give --kernel%s",
 				 r->command ? ", and no command" : "");
 	for (unsigned i = 0; i < modules->count && !rc; i++) {
 		const char *rest = modules->values[i];
@@ -524,7 +528,8 @@ static int open_image(struct run *r, struct error *err)
 
 static int make_machine(struct run *r, struct error *err)
 {
-	const struct bt_options translator = {.code_cache_bytes = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache,
+	uint64_t code_cache = r->options.code_cache == NOT_GIVEN ? 0 : r->options.code_cache;
+	const struct bt_options translator = {.code_cache_bytes = code_cache,
 					      .perf_map = r->options.perf_map,
 					      .perf_jitdump = r->options.perf_jitdump,
 					      .symbols = r->symbols};
@@ -579,7 +584,8 @@ static int open_trace(struct run *r, struct error *err)
 
 	if (!r->options.trace)
 		return r->options.trace_file
-			   ? error_set(err, EINVAL, "--trace-file: say with --trace what is to be in it")
+			   ? error_set(err, EINVAL,
+				       "--trace-file: say with --trace what is to be in it")
 			   : 0;
 	if (trace_parse(r->options.trace, &whats, err))
 		return -err->code;
@@ -828,7 +834,8 @@ static void print_help(void)
 	     "user, with\n"
 	     "this host's files, whose changes are gone at the end (but for --rw), and ends with "
 	     "its status.\n\n"
-	     "FILE.json describes a machine, see --print-config; the options given here go before it.\n");
+	     "FILE.json describes a machine, see --print-config; the options given here go before "
+	     "it.\n");
 	options_help(run_specs, run_specs_count);
 	puts("\nStatus: 0 the guest switched itself off, 1 takt's own error, 2 wrong usage,\n"
 	     "3 guest panic, 4 triple fault, 5 halted for good, 6 a disk failed (on-error=fail), 128+N ended\n"
@@ -865,14 +872,16 @@ static int print_config(const struct run_options *options)
 static int take_file(const struct option_list *words, struct error *err)
 {
 	if (words->count && !machine_file_named(words->values[0]))
-		return error_set(err, EINVAL,
-				 "unexpected argument '%.100s': options begin with --, and a machine's "
-				 "description ends in .json",
-				 words->values[0]);
+		return error_set(
+		    err, EINVAL,
+		    "unexpected argument '%.100s': options begin with --, and a machine's "
+		    "description ends in .json",
+		    words->values[0]);
 	if (words->count > 1)
-		return error_set(err, EINVAL,
-				 "unexpected argument '%.100s': one machine's description is enough",
-				 words->values[1]);
+		return error_set(
+		    err, EINVAL,
+		    "unexpected argument '%.100s': one machine's description is enough",
+		    words->values[1]);
 	return 0;
 }
 

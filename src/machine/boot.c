@@ -30,6 +30,8 @@
 #include "x86/cpuid.h"
 #include "x86/vcpu.h"
 
+#define BIOS_EBDA_SEGMENT 0x40e
+#define BIOS_LOW_KIB 0x413
 #define GDT_GPA 0x500
 #define PVH_MEMMAP_GPA 0x800
 #define PARAMS_GPA 0x7000
@@ -308,7 +310,8 @@ static int parse_plain(struct boot_kernel *k, bool elf, struct error *err)
 	if (!elf && !k->multiboot.addresses)
 		return error_set(err, ENOEXEC,
 				 k->multiboot.version
-				     ? "it is no ELF program, and its Multiboot header does not say where to load it"
+				     ? "it is no ELF program, and its Multiboot header does not "
+				       "say where to load it"
 				     : "it is neither a bzImage nor an ELF or Multiboot kernel");
 	if (!k->multiboot.addresses)
 		rc = k->multiboot.version ? boot_elf_parse_any(&k->elf, &k->bytes, err)
@@ -406,28 +409,31 @@ static void module_close(struct boot_module *m)
 	free(m);
 }
 
-int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline, struct error *err)
+int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline,
+			  struct error *err)
 {
 	const struct boot_file file = {path, -1};
 	struct boot_module *m;
 	int rc;
 
 	if (boot_image_protocol(image) == BOOT_LINUX64)
-		return error_set(err, ENOTSUP,
-				 "module %s: Linux takes none but its --initrd; modules are for Multiboot and "
-				 "PVH kernels",
-				 path);
+		return error_set(
+		    err, ENOTSUP,
+		    "module %s: Linux takes none but its --initrd; modules are for Multiboot and "
+		    "PVH kernels",
+		    path);
 	if (image->nmodules == BOOT_MODULES_MAX)
-		return error_set(err, E2BIG, "module %s: a kernel gets at most %d", path, BOOT_MODULES_MAX);
+		return error_set(err, E2BIG, "module %s: a kernel gets at most %d", path,
+				 BOOT_MODULES_MAX);
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return error_set(err, ENOMEM, "module %s: out of memory", path);
 	m->path = strdup(path);
 	m->cmdline = strdup(cmdline);
 	m->fd = open_file(&file, &m->size, err);
-	rc = m->fd < 0			   ? m->fd
+	rc = m->fd < 0                 ? m->fd
 	     : !m->path || !m->cmdline ? error_set(err, ENOMEM, "out of memory")
-					   : 0;
+				       : 0;
 	if (rc) {
 		module_close(m);
 		return blame("module", path, rc, err);
@@ -697,7 +703,8 @@ static int place_file(const char *what, const char *path, uint64_t size, const s
 		    err, ENOMEM,
 		    "%s %s: its %llu MiB do not fit into a machine with %llu MiB of memory: "
 		    "give more with --memory",
-		    what, path, (unsigned long long)(size / MiB + 1), (unsigned long long)(ram->size / MiB));
+		    what, path, (unsigned long long)(size / MiB + 1),
+		    (unsigned long long)(ram->size / MiB));
 	*base = ALIGN_DOWN(free_ram->end - size, (uint64_t)GUEST_PAGE_SIZE);
 	free_ram->end = used->start = *base;
 	if (!used->end)
@@ -715,8 +722,8 @@ static int place_initrd(struct boot_image *image, const struct ram *ram, struct 
 	*out = (struct range){0, 0};
 	image->initrd_base = 0;
 	if (image->initrd_path)
-		rc = place_file("initrd", image->initrd_path, image->initrd_size, ram, &free_ram, out,
-				&image->initrd_base, err);
+		rc = place_file("initrd", image->initrd_path, image->initrd_size, ram, &free_ram,
+				out, &image->initrd_base, err);
 	for (unsigned i = 0; i < image->nmodules && !rc; i++) {
 		struct boot_module *m = image->modules[i];
 
@@ -797,21 +804,22 @@ static gpa_t put_module_text(struct ram *ram, gpa_t *next, const char *text)
 	return at;
 }
 
-static int put_pvh_modules(const struct boot_image *image, struct ram *ram, struct hvm_modlist_entry *entry,
-			   unsigned *n, struct error *err)
+static int put_pvh_modules(const struct boot_image *image, struct ram *ram,
+			   struct hvm_modlist_entry *entry, unsigned *n, struct error *err)
 {
 	gpa_t next = MODULE_TEXTS_GPA;
 
 	*n = 0;
 	if (image->initrd_size)
-		entry[(*n)++] =
-		    (struct hvm_modlist_entry){.paddr = image->initrd_base, .size = image->initrd_size};
+		entry[(*n)++] = (struct hvm_modlist_entry){.paddr = image->initrd_base,
+							   .size = image->initrd_size};
 	for (unsigned i = 0; i < image->nmodules; i++) {
 		const struct boot_module *m = image->modules[i];
 		gpa_t text = put_module_text(ram, &next, m->cmdline);
 
 		if (!text)
-			return error_set(err, E2BIG, "module %s: the modules' texts are too long", m->path);
+			return error_set(err, E2BIG, "module %s: the modules' texts are too long",
+					 m->path);
 		entry[(*n)++] = (struct hvm_modlist_entry){
 		    .paddr = m->base, .size = m->size, .cmdline_paddr = text};
 	}
@@ -852,8 +860,25 @@ static int enter_pvh(const struct boot_image *image, struct ram *ram, struct vcp
 	return 0;
 }
 
-static int enter_multiboot(const struct boot_image *image, struct ram *ram, struct vcpu *v, const char *cmdline,
-			   gpa_t rsdp, struct error *err)
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+/* Where a BIOS says that low memory ends: Xen looks there, too. */
+static void put_bios_data(struct ram *ram)
+{
+	uint16_t segment = LOW_RAM_END >> 4, kib = LOW_RAM_END / KiB;
+
+	memcpy(ram_host(ram, BIOS_EBDA_SEGMENT, 2), &segment, 2);
+	memcpy(ram_host(ram, BIOS_LOW_KIB, 2), &kib, 2);
+	*(uint8_t *)ram_host(ram, LOW_RAM_END, 1) = 1; /* KiB that the EBDA has */
+}
+
+static int enter_multiboot(const struct boot_image *image, struct ram *ram, struct vcpu *v,
+			   const char *cmdline, gpa_t rsdp, struct error *err)
 {
 	const struct boot_kernel *k = image->kernel;
 	struct multiboot_module modules[1 + BOOT_MODULES_MAX];
@@ -865,7 +890,8 @@ static int enter_multiboot(const struct boot_image *image, struct ram *ram, stru
 	    .modules = modules,
 	    .lower_kib = LOW_RAM_END / KiB,
 	    .upper_kib = (uint32_t)((ram->low_size - MiB) / KiB),
-	    .cmdline = cmdline,
+	    .name = base_name(k->path),
+	    .words = cmdline,
 	    .rsdp = ram_host(ram, rsdp, ACPI_RSDP_SIZE),
 	};
 	int rc;
@@ -873,24 +899,29 @@ static int enter_multiboot(const struct boot_image *image, struct ram *ram, stru
 	if (!k->multiboot.version)
 		return error_set(err, ENOEXEC, "kernel %s: it has no Multiboot header", k->path);
 	if (!facts.rsdp)
-		return error_set(err, EINVAL, "there are no ACPI tables at 0x%llx", (unsigned long long)rsdp);
+		return error_set(err, EINVAL, "there are no ACPI tables at 0x%llx",
+				 (unsigned long long)rsdp);
 	for (unsigned i = 0; i < facts.nmap; i++)
 		map[i] = (struct multiboot_range){e820[i].addr, e820[i].size, e820[i].type};
 	if (image->initrd_path)
 		modules[facts.nmodules++] =
 		    (struct multiboot_module){(uint32_t)image->initrd_base,
-					      (uint32_t)(image->initrd_base + image->initrd_size), ""};
+					      (uint32_t)(image->initrd_base + image->initrd_size),
+					      base_name(image->initrd_path), ""};
 	for (unsigned i = 0; i < image->nmodules; i++) {
 		const struct boot_module *m = image->modules[i];
 
-		modules[facts.nmodules++] = (struct multiboot_module){
-		    (uint32_t)m->base, (uint32_t)(m->base + m->size), m->cmdline};
+		modules[facts.nmodules++] =
+		    (struct multiboot_module){(uint32_t)m->base, (uint32_t)(m->base + m->size),
+					      base_name(m->path), m->cmdline};
 	}
-	rc = multiboot_put(&k->multiboot, &facts, ram_host(ram, PARAMS_GPA, MULTIBOOT_END - PARAMS_GPA),
+	rc = multiboot_put(&k->multiboot, &facts,
+			   ram_host(ram, PARAMS_GPA, MULTIBOOT_END - PARAMS_GPA),
 			   MULTIBOOT_END - PARAMS_GPA, PARAMS_GPA, err);
 	if (rc)
 		return rc;
 	put_gdt(ram);
+	put_bios_data(ram);
 	vcpu_set_protected_mode(v, (uint32_t)k->elf.entry);
 	v->regs[GPR_RAX] = multiboot_magic(&k->multiboot);
 	v->regs[GPR_RBX] = PARAMS_GPA;

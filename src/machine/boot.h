@@ -22,9 +22,9 @@ struct ram;
 struct vcpu;
 
 enum boot_protocol {
-	BOOT_AUTO,    /* 64-bit Linux entry; PVH, else Multiboot for what only has that */
-	BOOT_LINUX64, /* long mode, rsi = boot_params */
-	BOOT_PVH,     /* 32-bit protected mode, ebx = hvm_start_info */
+	BOOT_AUTO,      /* 64-bit Linux entry; PVH, else Multiboot for what only has that */
+	BOOT_LINUX64,   /* long mode, rsi = boot_params */
+	BOOT_PVH,       /* 32-bit protected mode, ebx = hvm_start_info */
 	BOOT_MULTIBOOT, /* 32-bit protected mode, eax = a magic number, ebx = information */
 };
 
@@ -39,7 +39,7 @@ struct boot_image {
 	gpa_t kernel_base;       /* physical address of the kernel's first byte */
 	uint64_t kernel_span;    /* bytes from there to the end of its last segment */
 	uint64_t virtual_offset; /* what KASLR added to the kernel's virtual addresses */
-	uint64_t virtual_base;   /* virtual address of the first byte, Linux's _text; 0: not known */
+	uint64_t virtual_base; /* virtual address of the first byte, Linux's _text; 0: not known */
 	gpa_t initrd_base;
 
 	struct boot_kernel *kernel; /* private */
@@ -64,7 +64,8 @@ struct boot_file {
 
 /* A file that Multiboot and PVH kernels get besides the initrd, with a text.  -ENOTSUP: this kernel is Linux,
  * which takes none; -E2BIG: there are too many; else as boot_image_open(). */
-int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline, struct error *err);
+int boot_image_add_module(struct boot_image *image, const char *path, const char *cmdline,
+			  struct error *err);
 /* Which way the kernel will be entered: protocol, if that is not BOOT_AUTO. */
 enum boot_protocol boot_image_protocol(const struct boot_image *image);
 

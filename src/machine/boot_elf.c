@@ -74,8 +74,8 @@ static int read_header(const struct boot_bytes *bytes, Elf64_Ehdr *eh, struct er
 	return 0;
 }
 
-static int read_segment(const struct boot_bytes *bytes, const Elf64_Ehdr *eh, unsigned i, Elf64_Phdr *ph,
-			struct error *err)
+static int read_segment(const struct boot_bytes *bytes, const Elf64_Ehdr *eh, unsigned i,
+			Elf64_Phdr *ph, struct error *err)
 {
 	Elf32_Phdr narrow;
 	int rc;
@@ -101,15 +101,16 @@ static int check_header(const Elf64_Ehdr *eh, bool any, struct error *err)
 		return error_set(err, ENOEXEC, "it holds no ELF program");
 	if (narrow && !any)
 		return error_set(err, ENOEXEC, "it is a 32-bit kernel: takt boots x86-64 kernels");
-	if ((eh->e_ident[EI_CLASS] != ELFCLASS64 && !narrow) || eh->e_ident[EI_DATA] != ELFDATA2LSB ||
-	    eh->e_machine != (narrow ? EM_386 : EM_X86_64))
+	if ((eh->e_ident[EI_CLASS] != ELFCLASS64 && !narrow) ||
+	    eh->e_ident[EI_DATA] != ELFDATA2LSB || eh->e_machine != (narrow ? EM_386 : EM_X86_64))
 		return error_set(
 		    err, ENOEXEC,
 		    "it is for another processor (ELF machine %u): takt boots x86-64 kernels",
 		    eh->e_machine);
 	if (eh->e_type != ET_EXEC && eh->e_type != ET_DYN)
 		return error_set(err, ENOEXEC, "it is no linked program (ELF type %u)", eh->e_type);
-	if (eh->e_phentsize != (narrow ? sizeof(Elf32_Phdr) : sizeof(Elf64_Phdr)) || eh->e_phnum == 0 || eh->e_phnum > 1024)
+	if (eh->e_phentsize != (narrow ? sizeof(Elf32_Phdr) : sizeof(Elf64_Phdr)) ||
+	    eh->e_phnum == 0 || eh->e_phnum > 1024)
 		return error_set(err, EINVAL,
 				 "its ELF program headers are damaged (%u of %u bytes)",
 				 eh->e_phnum, eh->e_phentsize);

@@ -340,6 +340,22 @@ static uint32_t put_text(struct info *info, const char *text)
 	return put(info, text, strlen(text) + 1);
 }
 
+/* "name words", or "name". */
+static uint32_t put_words(struct info *info, const char *name, const char *words)
+{
+	uint32_t at = put(info, name, strlen(name));
+
+	if (*words)
+		put(info, " ", 1);
+	put_text(info, words);
+	return at;
+}
+
+static size_t words_size(const char *name, const char *words)
+{
+	return strlen(name) + (*words ? 1 : 0) + strlen(words) + 1;
+}
+
 static void align(struct info *info)
 {
 	put(info, NULL, ALIGN_UP(info->len, 8u) - info->len);
@@ -359,8 +375,9 @@ static void put_mb1(struct info *info, const struct multiboot_facts *f)
 	head.mods_addr = put(info, NULL, f->nmodules * sizeof(*modules));
 	modules = info->full ? NULL : (void *)(info->p + (head.mods_addr - info->gpa));
 	for (unsigned i = 0; modules && i < f->nmodules; i++)
-		modules[i] = (struct mb1_module){f->modules[i].start, f->modules[i].end,
-						 put_text(info, f->modules[i].cmdline), 0};
+		modules[i] = (struct mb1_module){
+		    f->modules[i].start, f->modules[i].end,
+		    put_words(info, f->modules[i].name, f->modules[i].words), 0};
 	align(info);
 	head.mmap_addr = info->gpa + (uint32_t)info->len;
 	for (unsigned i = 0; i < f->nmap; i++) {
@@ -370,18 +387,24 @@ static void put_mb1(struct info *info, const struct multiboot_facts *f)
 		put(info, &r, sizeof(r));
 	}
 	head.mmap_length = f->nmap * (uint32_t)sizeof(struct mb1_range);
-	head.cmdline = put_text(info, f->cmdline);
+	head.cmdline = put_words(info, f->name, f->words);
 	head.boot_loader_name = put_text(info, LOADER_NAME);
 	if (!info->full)
 		memcpy(info->p, &head, sizeof(head));
 }
 
+/* `more` bytes follow, and align(). */
+static void begin_tag(struct info *info, uint32_t type, size_t more)
+{
+	uint32_t head[2] = {type, (uint32_t)(sizeof(head) + more)};
+
+	put(info, head, sizeof(head));
+}
+
 static void put_tag(struct info *info, uint32_t type, const void *words, size_t nwords,
 		    const void *tail, size_t len)
 {
-	uint32_t head[2] = {type, (uint32_t)(sizeof(head) + nwords + len)};
-
-	put(info, head, sizeof(head));
+	begin_tag(info, type, nwords + len);
 	put(info, words, nwords);
 	put(info, tail, len);
 	align(info);
@@ -409,14 +432,18 @@ static void put_mb2(struct info *info, const struct multiboot_facts *f)
 	uint32_t words[2] = {0};
 
 	put(info, words, sizeof(words)); /* total size, reserved */
-	put_tag(info, MB2_INFO_CMDLINE, NULL, 0, f->cmdline, strlen(f->cmdline) + 1);
+	begin_tag(info, MB2_INFO_CMDLINE, words_size(f->name, f->words));
+	put_words(info, f->name, f->words);
+	align(info);
 	put_tag(info, MB2_INFO_LOADER, NULL, 0, LOADER_NAME, sizeof(LOADER_NAME));
 	for (unsigned i = 0; i < f->nmodules; i++) {
 		const struct multiboot_module *m = &f->modules[i];
 		uint32_t place[2] = {m->start, m->end};
 
-		put_tag(info, MB2_INFO_MODULE, place, sizeof(place), m->cmdline,
-			strlen(m->cmdline) + 1);
+		begin_tag(info, MB2_INFO_MODULE, sizeof(place) + words_size(m->name, m->words));
+		put(info, place, sizeof(place));
+		put_words(info, m->name, m->words);
+		align(info);
 	}
 	words[0] = f->lower_kib;
 	words[1] = f->upper_kib;

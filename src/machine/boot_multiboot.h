@@ -32,7 +32,7 @@ struct multiboot_range { /* as the BIOS's call e820 has it */
 
 struct multiboot_module {
 	uint32_t start, end;
-	const char *cmdline;
+	const char *name, *words; /* it gets both, the file's name first */
 };
 
 /* What the kernel is told. */
@@ -42,7 +42,8 @@ struct multiboot_facts {
 	const struct multiboot_module *modules;
 	unsigned nmodules;
 	uint32_t lower_kib, upper_kib; /* memory from 0, and from 1 MiB */
-	const char *cmdline;
+	const char *name,
+	    *words;       /* the kernel's command line, likewise: as GRUB Legacy and QEMU do it */
 	const void *rsdp; /* ACPI 2.0's, 36 bytes */
 };
 

@@ -144,6 +144,7 @@ int x86_read_msr(struct vcpu *v, uint32_t msr, uint64_t *value)
 	case MSR_IA32_SYSENTER_CS: *value = v->sysenter_cs; return 0;
 	case MSR_IA32_SYSENTER_ESP: *value = v->sysenter_esp; return 0;
 	case MSR_IA32_SYSENTER_EIP: *value = v->sysenter_eip; return 0;
+	case MSR_IA32_PLATFORM_ID: /* every Intel processor has it */
 	case MSR_IA32_MCG_CAP:
 	case MSR_IA32_MCG_STATUS:
 	case MSR_IA32_DEBUGCTL: *value = 0; return 0;

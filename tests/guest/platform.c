@@ -116,6 +116,7 @@ static void msrs(void)
 	u64 pat = rdmsr(MSR_PAT), type = rdmsr(MSR_MTRR_DEF_TYPE);
 
 	wrmsr(MSR_LSTAR, 0xffffffff81000000);
+	check_eq(rdmsr(0x17), 0); /* IA32_PLATFORM_ID: hypervisors read it without asking */
 	check_eq(rdmsr(MSR_LSTAR), 0xffffffff81000000);
 	refused(write_bad, MSR_LSTAR); /* not canonical */
 	check_eq(rdmsr(MSR_LSTAR), 0xffffffff81000000);

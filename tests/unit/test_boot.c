@@ -569,6 +569,44 @@ static void an_elf_kernel_enters_where_its_notes_and_layout_say(void **state)
 	free(xen_elf.p);
 }
 
+/* hvm_start_info has them in the order of the command line, behind the initrd; Linux takes none. */
+static void a_pvh_kernel_gets_modules(void **state)
+{
+	static const char text[] = "the module";
+	struct blob kernel = make_elf(true), file = {(uint8_t *)text, sizeof(text)};
+	struct scene s = {0};
+	char module[sizeof(initrd_path)];
+	gpa_t info, list;
+
+	(void)state;
+	assert_int_equal(boot_image_open(&s.image, write_file(kernel_path, "kernel", kernel),
+					 write_file(initrd_path, "initrd", kernel), &s.err),
+			 0);
+	write_file(module, "module", file);
+	assert_int_equal(boot_image_add_module(&s.image, module, "", &s.err), -ENOTSUP);
+	s.image.protocol = BOOT_PVH;
+	assert_int_equal(boot_image_add_module(&s.image, module, "a b", &s.err), 0);
+	assert_int_equal(boot_image_add_module(&s.image, module, "", &s.err), 0);
+	scene_ram(&s, 64 * MiB);
+	assert_int_equal(boot_image_load(&s.image, &s.ram, s.v, "", 0xe0000, &s.err), 0);
+	info = s.v->regs[GPR_RBX];
+	assert_int_equal(ram32(&s, info + 12), 3);
+	list = ram64(&s, info + 16);
+	assert_int_equal(ram64(&s, list), s.image.initrd_base);
+	assert_int_equal(ram64(&s, list + 8), kernel.len);
+	for (unsigned i = 1; i < 3; i++) {
+		assert_string_equal(ram_host(&s.ram, ram64(&s, list + i * 32), sizeof(text)), text);
+		assert_int_equal(ram64(&s, list + i * 32 + 8), sizeof(text));
+		assert_string_equal(ram_host(&s.ram, ram64(&s, list + i * 32 + 16), 4),
+				    i == 1 ? "a b" : "");
+	}
+	assert_true(ram64(&s, list + 32) % 4096 == 0 &&
+		    ram64(&s, list + 64) < ram64(&s, list + 32));
+	scene_end(&s);
+	unlink(module);
+	free(kernel.p);
+}
+
 static void missing_files_and_wrong_kinds_of_files_are_named(void **state)
 {
 	struct boot_image image;
@@ -769,6 +807,7 @@ int main(void)
 				      remove_files),
 	    cmocka_unit_test_teardown(an_elf_kernel_enters_where_its_notes_and_layout_say,
 				      remove_files),
+	    cmocka_unit_test_teardown(a_pvh_kernel_gets_modules, remove_files),
 	    cmocka_unit_test_teardown(missing_files_and_wrong_kinds_of_files_are_named,
 				      remove_files),
 	    cmocka_unit_test_teardown(kernels_of_other_kinds_are_refused, remove_files),

@@ -25,7 +25,8 @@ static const struct option_spec specs[] = {
     {"memory", "SIZE", "a size", OPTION_SIZE, .offset = offsetof(struct options, size)},
     {"number", "N", "a number", OPTION_NUMBER, .offset = offsetof(struct options, number)},
     {"list", "TEXT", "texts", OPTION_LIST, .offset = offsetof(struct options, list)},
-    {"choice", "[=TEXT]", "a text or none", OPTION_CHOICE, .offset = offsetof(struct options, choice)},
+    {"choice", "[=TEXT]", "a text or none", OPTION_CHOICE,
+     .offset = offsetof(struct options, choice)},
 };
 
 static int parse(struct options *o, struct error *err, const char *a, const char *b, const char *c)
@@ -107,11 +108,16 @@ static void mistakes_get_a_sentence_that_helps(void **state)
 	static const struct {
 		const char *a, *b, *sentence;
 	} bad[] = {
-	    {"--memroy", "1G", "did you mean --memory?"}, {"--mem", "1G", "did you mean --memory?"},
-	    {"--memory", NULL, "--memory SIZE"},          {"--memory", "big", "like 512M"},
-	    {"--number", "3x", "not a number"},           {"--flag=1", NULL, "takes no value, or =on"},
-	    {"file", NULL, "options begin with --"},      {"--", NULL, "unexpected argument"},
-	    {"--zzzzzzzzzzzzzzz", NULL, "--help lists"},  {"--=", NULL, "unknown option"},
+	    {"--memroy", "1G", "did you mean --memory?"},
+	    {"--mem", "1G", "did you mean --memory?"},
+	    {"--memory", NULL, "--memory SIZE"},
+	    {"--memory", "big", "like 512M"},
+	    {"--number", "3x", "not a number"},
+	    {"--flag=1", NULL, "takes no value, or =on"},
+	    {"file", NULL, "options begin with --"},
+	    {"--", NULL, "unexpected argument"},
+	    {"--zzzzzzzzzzzzzzz", NULL, "--help lists"},
+	    {"--=", NULL, "unknown option"},
 	};
 	struct options o;
 	struct error err;
@@ -156,19 +162,21 @@ static void the_command_line_goes_over_a_file(void **state)
 			    .choice = ""};
 	struct option_list words = {0};
 	struct error err;
-	const char *none[] = {"command", "--flag=off", "--text=", "--list", "", "--choice=", "word"};
-	const char *other[] = {"command", "--flag=on", "--text=c", "--list=c1", "--list=c2", "--choice=c"};
+	const char *none[] = {"command", "--flag=off", "--text=", "--list",
+			      "",        "--choice=",  "word"};
+	const char *other[] = {"command",   "--flag=on", "--text=c",
+			       "--list=c1", "--list=c2", "--choice=c"};
 
 	(void)state;
-	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(none), (char **)none, &o,
-					    &words, &err),
+	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(none),
+					    (char **)none, &o, &words, &err),
 			 0);
 	assert_false(o.flag);
 	assert_true(!o.text && !o.list.count && !o.choice && o.size == 1);
 	assert_string_equal(words.values[0], "word");
 	o.list = (struct option_list){.values = {"f1"}, .count = 1};
-	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(other), (char **)other, &o,
-					    &words, &err),
+	assert_int_equal(options_parse_over(specs, ARRAY_SIZE(specs), ARRAY_SIZE(other),
+					    (char **)other, &o, &words, &err),
 			 0);
 	assert_true(o.flag && o.list.count == 2);
 	assert_string_equal(o.list.values[0], "c1");

@@ -519,11 +519,15 @@ static void the_root_of_a_command_is_found(void **state)
 	if (!have("sfdisk"))
 		skip();
 	/* On a whole disk any file system is. */
-	assert_int_equal(shell(b, "rm -rf disk t; mkdir t; echo > t/file; mke2fs -q -t ext4 -d t disk 8M"), 0);
+	assert_int_equal(
+	    shell(b, "rm -rf disk t; mkdir t; echo > t/file; mke2fs -q -t ext4 -d t disk 8M"), 0);
 	find_root(b, 0, "ext4", false);
 	assert_int_equal(shell(b, "debugfs -w -R 'feature needs_recovery' disk"), 0);
 	find_root(b, 0, "ext4", true);
-	assert_int_equal(shell(b, "truncate -s 0 disk; truncate -s 1M disk; printf hsqs | dd of=disk conv=notrunc"), 0);
+	assert_int_equal(
+	    shell(b,
+		  "truncate -s 0 disk; truncate -s 1M disk; printf hsqs | dd of=disk conv=notrunc"),
+	    0);
 	find_root(b, 0, "squashfs", false);
 	assert_int_equal(shell(b, "truncate -s 0 disk; truncate -s 1M disk; "
 				  "printf _BHRfS_M | dd of=disk bs=1 seek=65600 conv=notrunc"),
@@ -533,12 +537,16 @@ static void the_root_of_a_command_is_found(void **state)
 	assert_int_equal(shell(b, "mke2fs -q -F -t ext2 -d t fs 8M"), 0);
 	make_partitioned(b, "label: gpt\\n2048,4096,U\\n16384,32768,L\\n", 8);
 	find_root(b, 2, "ext4", false);
-	assert_int_equal(shell(b, TREE "&& mke2fs -q -F -t ext4 -d tree root 16M && mke2fs -q -F -t ext4 -d t fs 8M"),
-			 0);
+	assert_int_equal(
+	    shell(b, TREE
+		  "&& mke2fs -q -F -t ext4 -d tree root 16M && mke2fs -q -F -t ext4 -d t fs 8M"),
+	    0);
 	make_partitioned(b, "label: gpt\\n16384,32768,L\\n51200,32768,L\\n", 8);
 	assert_int_equal(shell(b, "dd if=root of=disk bs=1M seek=25 conv=notrunc"), 0);
 	find_root(b, 2, "ext4", false);
-	make_partitioned(b, "label: gpt\\n16384,32768,4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\\n51200,32768,L\\n", 8);
+	make_partitioned(
+	    b, "label: gpt\\n16384,32768,4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\\n51200,32768,L\\n",
+	    8);
 	assert_int_equal(shell(b, "dd if=root of=disk bs=1M seek=25 conv=notrunc"), 0);
 	find_root(b, 1, "ext4", false);
 
@@ -595,6 +603,7 @@ static void damaged_disks_do_no_harm(void **state)
 	fd = open(b->path, O_RDWR);
 	assert_int_equal(pread(fd, good, (size_t)st.st_size, 0), st.st_size);
 	for (int i = 0; i < 1500; i++) {
+		struct bootdisk_root root;
 		struct bootdisk boot;
 		struct disk *d;
 
@@ -615,6 +624,7 @@ static void damaged_disks_do_no_harm(void **state)
 			opened++;
 			bootdisk_close(&boot);
 		}
+		bootdisk_find_root(&root, d, "disk", NULL);
 		disk_close(d);
 	}
 	close(fd);
@@ -676,10 +686,15 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-	    TEST(made_images_are_whole),         TEST(damage_is_found),
-	    TEST(no_damage_does_harm),           TEST(impossible_images_are_refused),
-	    TEST(the_newest_kernel_is_found),    TEST(partitions_are_searched),
-	    TEST(the_root_of_a_command_is_found), TEST(disks_without_a_system_say_so), TEST(damaged_disks_do_no_harm),
+	    TEST(made_images_are_whole),
+	    TEST(damage_is_found),
+	    TEST(no_damage_does_harm),
+	    TEST(impossible_images_are_refused),
+	    TEST(the_newest_kernel_is_found),
+	    TEST(partitions_are_searched),
+	    TEST(the_root_of_a_command_is_found),
+	    TEST(disks_without_a_system_say_so),
+	    TEST(damaged_disks_do_no_harm),
 	    TEST(damaged_tables_do_no_harm),
 	};
 

@@ -256,6 +256,42 @@ static void what_is_no_regular_file_is_refused_at_once(void **state)
 	assert_true(machine_file_named("/nonexistent.json"));
 }
 
+/* Whatever is in a file, it is read or one sentence. */
+static void damaged_files_do_no_harm(void **state)
+{
+	static const char good[] = "{\"$schema\": \"x\", \"kernel\": \"k\", \"disk\": [\"a,ro\", "
+				   "\"/b\"], \"memory\": \"2G\",\n"
+				   "\"cpus\": 3, \"stats\": true, \"debug-exit\": false, "
+				   "\"vsock\": \"v\", \"command\": [\"a\", \"b\"]}";
+	static const char bytes[] = "{}[]\",:\\0-1e.tfnu \n";
+	unsigned taken = 0, refused = 0;
+
+	(void)state;
+	srandom(3);
+	for (unsigned i = 0; i < 4000; i++) {
+		char text[sizeof(good)];
+		struct run_options o;
+		struct error err = {0};
+		struct machine_file *f;
+		size_t len = sizeof(good) - 1;
+
+		memcpy(text, good, sizeof(good));
+		for (long k = random() % 4; k > 0; k--)
+			text[(size_t)random() % len] =
+			    i % 2 ? (char)random() : bytes[(size_t)random() % (sizeof(bytes) - 1)];
+		if (i % 16 == 0)
+			len = (size_t)random() % len;
+		f = read_text(text, len, &o, &err);
+		taken += f != NULL;
+		refused += !f && err.text[0];
+		for (const char *c = err.text; *c; c++)
+			assert_true((unsigned char)*c >= ' ' && *c != 0x7f);
+		machine_file_close(f);
+	}
+	assert_int_equal(taken + refused, 4000);
+	assert_true(taken > 100 && refused > 1000);
+}
+
 /* --- the schema, as `make install` installs it --- */
 
 static const char *type_name(const json_t *property)
@@ -312,6 +348,7 @@ int main(void)
 	    cmocka_unit_test(mistakes_are_named_with_their_line),
 	    cmocka_unit_test(too_much_of_anything_is_refused),
 	    cmocka_unit_test(what_is_no_regular_file_is_refused_at_once),
+	    cmocka_unit_test(damaged_files_do_no_harm),
 	    cmocka_unit_test(the_schema_has_the_members_of_the_table),
 	};
 

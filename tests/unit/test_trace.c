@@ -9,9 +9,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -174,6 +176,57 @@ static void a_full_disk_is_counted(void **state)
 	assert_int_equal(trace_close(t), 1000);
 }
 
+/* The disk is full for a while: what was written half stays a line of its own, what comes later is whole. */
+static void a_line_that_was_torn_is_counted_and_ended(void **state)
+{
+	struct trace_event e = {.what = TRACE_IRQ, .unit = -1};
+	struct rlimit old, small;
+	unsigned whole = 0, torn = 0;
+	struct stat st = {0};
+	unsigned long long n;
+	uint64_t missing;
+	char line[128];
+	struct trace *t;
+	FILE *file;
+
+	(void)state;
+	unlink(path);
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	small = (struct rlimit){1000, old.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	t = must_open(path);
+	for (unsigned i = 0; i < 100; i++, e.address++)
+		trace_put(t, &e);
+	while (st.st_size < 1000) {
+		assert_int_equal(stat(path, &st), 0);
+		usleep(1000);
+	}
+	/* Nothing of these is written either. */
+	for (unsigned i = 0; i < 100; i++, e.address++)
+		trace_put(t, &e);
+	usleep(100000);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+	for (unsigned i = 0; i < 100; i++, e.address++)
+		trace_put(t, &e);
+	missing = trace_close(t);
+	file = fopen(path, "r");
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file)) {
+		char end = 0;
+
+		if (sscanf(line, "0.000000000 0 irq 0x%llx - - -%c", &n, &end) == 2 && end == '\n')
+			whole++;
+		else
+			torn++;
+	}
+	fclose(file);
+	assert_int_equal(n, 299); /* the last one */
+	assert_int_equal(torn, 1);
+	assert_int_equal(whole + missing, 300);
+	assert_in_range(missing, 1, 200);
+}
+
 /* The putter comes to its end though nobody reads; what the pipe took is whole but for one line. */
 static void a_reader_that_stands_still_holds_nobody(void **state)
 {
@@ -223,6 +276,7 @@ int main(void)
 	    cmocka_unit_test(an_event_is_a_line),
 	    cmocka_unit_test(nothing_is_lost_in_silence),
 	    cmocka_unit_test(a_full_disk_is_counted),
+	    cmocka_unit_test(a_line_that_was_torn_is_counted_and_ended),
 	    cmocka_unit_test(a_reader_that_stands_still_holds_nobody),
 	    cmocka_unit_test(what_cannot_be_opened_is_said),
 	};
