@@ -55,7 +55,7 @@ struct run_options {
 	const char *root, *modules;
 	struct option_list disks, shares, nets, writable;
 	char **command; /* what is behind --, or NULL */
-	uint64_t memory, cpus, code_cache;
+	uint64_t memory, balloon, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose;
 };
 
@@ -92,6 +92,8 @@ static const struct option_spec specs[] = {
      OPTION_TEXT, offsetof(struct run_options, vsock)},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)",
      OPTION_SIZE, offsetof(struct run_options, memory)},
+    {"balloon", "SIZE", "of that, what the guest is asked to give back (default: nothing)", OPTION_SIZE,
+     offsetof(struct run_options, balloon)},
     {"cpus", "N",
      "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the "
      "host has)",
@@ -529,6 +531,7 @@ static int make_machine(struct run *r, struct error *err)
 					      .symbols = r->symbols};
 	struct machine_config config = {
 	    .memory = r->options.memory,
+	    .balloon = r->options.balloon,
 	    .vcpus = (unsigned)r->options.cpus,
 	    .engine = r->engine,
 	    .engine_config = {.translator = &translator},
@@ -621,6 +624,7 @@ static void put_counters(void *data, struct counter_set *set)
 			    (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
 	counter_set_put(set, "max_resident_kib", COUNTER_GAUGE, (uint64_t)usage.ru_maxrss);
 	counter_set_put(set, "resets", COUNTER_COUNT, r->resets);
+	machine_put_counters(r->machine, set);
 }
 
 static int make_monitor(struct run *r, struct error *err)
