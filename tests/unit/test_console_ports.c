@@ -114,7 +114,7 @@ static bool is_master(const struct virtio_device *d)
 
 static const struct virtio_transport transport = {interrupt, config_interrupt, is_master,
 						  config_interrupt};
-static const struct virtio_env env = {&ram, wake};
+static const struct virtio_env env = {.ram = &ram, .wake = wake};
 
 static void *at(gpa_t gpa)
 {
