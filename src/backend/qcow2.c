@@ -4,14 +4,14 @@
  *          └▶ refcount table ─▶ refcount block ─▶ how often each cluster of the file is in use
  *
  * The L1 and refcount tables are in memory; of L2 tables some are, as they are in the file but for the
- * entries in `late` (other changes are written at once).  Requests run one at a time on a thread of aio's, as plain reads
- * and writes.
+ * entries in `late` (other changes are written at once).  Requests run one at a time on a thread of
+ * aio's, as plain reads and writes.
  *
  * Invariant, also if the host stops at any time or has no room: what a flushed L1 or L2 table refers
  * to has a reference count, and its contents: an entry for a new cluster is written when the cluster is
- * on stable storage, together with what the guest did not write of it.  Clusters are therefore counted in batches, which are on stable storage
- * before the first is handed out, and those that are not used any more stay counted until the tables
- * that do not refer to them are.  A stop leaves some that nobody uses, which 'takt image check
+ * on stable storage, together with what the guest did not write of it.  Clusters are counted in
+ * batches, which are on stable storage before the first is handed out, and those that are not used any
+ * more stay counted until the tables that do not refer to them are.  A stop leaves some that nobody uses, which 'takt image check
  * --repair' gives back.  An error leaves tables in memory as they are in the file: the same request
  * can be tried again.
  *
