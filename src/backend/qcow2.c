@@ -11,9 +11,9 @@
  * to has a reference count, and its contents: an entry for a new cluster is written when the cluster is
  * on stable storage, together with what the guest did not write of it.  Clusters are counted in
  * batches, which are on stable storage before the first is handed out, and those that are not used any
- * more stay counted until the tables that do not refer to them are.  A stop leaves some that nobody uses, which 'takt image check
- * --repair' gives back.  An error leaves tables in memory as they are in the file: the same request
- * can be tried again.
+ * more stay counted until the tables that do not refer to them are.  A stop leaves some that nobody
+ * uses, which 'takt image check --repair' gives back.  An error leaves tables in memory as they are in
+ * the file: the same request can be tried again.
  *
  * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
  * holds the header and the backing disk's name, is never handed out.
