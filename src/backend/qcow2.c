@@ -3,16 +3,17 @@
  *   header ─▶ L1 table ─▶ L2 table ─▶ cluster: data, compressed, zero, or the backing disk's
  *          └▶ refcount table ─▶ refcount block ─▶ how often each cluster of the file is in use
  *
- * The L1 and refcount tables are in memory; of L2 tables some are, as they are in the file (all
- * changes are written at once).  Requests run one at a time on a thread of aio's, as plain reads
- * and writes.
+ * The L1 and refcount tables are in memory; of L2 tables some are, as they are in the file but for the
+ * entries in `late` (other changes are written at once).  Requests run one at a time on a thread of
+ * aio's, as plain reads and writes.
  *
  * Invariant, also if the host stops at any time or has no room: what a flushed L1 or L2 table refers
- * to has a reference count.  Clusters are therefore counted in batches, which are on stable storage
- * before the first is handed out, and those that are not used any more stay counted until the tables
- * that do not refer to them are.  A stop leaves some that nobody uses, which 'takt image check
- * --repair' gives back.  An error leaves tables in memory as they are in the file: the same request
- * can be tried again.
+ * to has a reference count, and its contents: an entry for a new cluster is written when the cluster is
+ * on stable storage, together with what the guest did not write of it.  Clusters are counted in
+ * batches, which are on stable storage before the first is handed out, and those that are not used any
+ * more stay counted until the tables that do not refer to them are.  A stop leaves some that nobody
+ * uses, which 'takt image check --repair' gives back.  An error leaves tables in memory as they are in
+ * the file: the same request can be tried again.
  *
  * An image is as hostile as a guest.  Offsets are checked where they are used; cluster 0, which
  * holds the header and the backing disk's name, is never handed out.
@@ -38,6 +39,7 @@
 #define L2_BYTES (4 * MiB)
 #define BATCH 512 /* clusters counted at once */
 #define FREED_MAX 4096
+#define LATE_MAX 1024
 
 static const uint8_t zeroes_of_a_cluster[1 << CLUSTER_BITS_MAX];
 
@@ -73,6 +75,11 @@ struct qcow2 {
 	/* Clusters with a reference that is gone when the tables are on stable storage. */
 	uint64_t freed[FREED_MAX];
 	unsigned nfreed;
+	/* Entries of L2 tables in memory that wait for the clusters they refer to. */
+	struct late_entry {
+		uint64_t at, entry; /* in the file; big endian */
+	} late[LATE_MAX];
+	unsigned nlate;
 
 	uint8_t *scratch;  /* a cluster */
 	uint8_t *unpacked; /* the compressed cluster of this entry */
@@ -230,12 +237,26 @@ static int uncount(struct qcow2 *q, uint64_t cluster)
 	return 0;
 }
 
+/* New clusters are on stable storage, and the tables in the file refer to them. */
+static int settle(struct qcow2 *q)
+{
+	int ret = q->nlate ? file_sync(q) : 0;
+
+	for (unsigned i = 0; i < q->nlate && !ret; i++)
+		ret = file_write(q, q->late[i].at, &q->late[i].entry, 8);
+	if (!ret)
+		q->nlate = 0;
+	return ret;
+}
+
 /* Everything is on stable storage; what is not referred to any more is free, or will be when there is
  * room to write so. */
 static int flush(struct qcow2 *q)
 {
-	int ret = file_sync(q);
+	int ret = settle(q);
 
+	if (!ret)
+		ret = file_sync(q);
 	while (!ret && q->nfreed) {
 		if (uncount(q, q->freed[q->nfreed - 1]) == -ENOSPC)
 			break;
@@ -327,27 +348,34 @@ static uint64_t l2_index(const struct qcow2 *q, uint64_t at)
 }
 
 /* The slot for the table at `offset`; *fresh: its contents are yet to come. */
-static struct l2_slot *l2_slot(struct qcow2 *q, uint64_t offset, bool *fresh)
+static int l2_slot(struct qcow2 *q, uint64_t offset, struct l2_slot **slot, bool *fresh)
 {
 	struct l2_slot *oldest = &q->l2[0];
+	int ret;
 
 	*fresh = false;
 	for (unsigned i = 0; i < q->l2_slots; i++) {
 		if (q->l2[i].offset == offset) {
 			q->l2[i].last_use = ++q->uses;
-			return &q->l2[i];
+			*slot = &q->l2[i];
+			return 0;
 		}
 		if (q->l2[i].last_use < oldest->last_use)
 			oldest = &q->l2[i];
 	}
+	*slot = NULL;
 	if (!oldest->table)
 		oldest->table = malloc(q->cluster_size);
 	if (!oldest->table)
-		return NULL;
+		return -ENOMEM;
+	ret = settle(q); /* it may be the one that has late entries */
+	if (ret)
+		return ret;
 	*fresh = true;
 	oldest->offset = offset;
 	oldest->last_use = ++q->uses;
-	return oldest;
+	*slot = oldest;
+	return 0;
 }
 
 /* The table for byte `at` of the disk; NULL in *table: there is none. */
@@ -362,11 +390,10 @@ static int load_l2(struct qcow2 *q, uint64_t at, struct l2_slot **slot)
 		return 0;
 	if (!is_cluster(q, offset))
 		return -EIO;
-	*slot = l2_slot(q, offset, &fresh);
-	if (!*slot)
-		return -ENOMEM;
-	if (fresh)
-		ret = file_read(q, offset, (*slot)->table, q->cluster_size);
+	ret = l2_slot(q, offset, slot, &fresh);
+	if (ret || !fresh)
+		return ret;
+	ret = file_read(q, offset, (*slot)->table, q->cluster_size);
 	if (ret)
 		(*slot)->offset = 0;
 	return ret;
@@ -411,21 +438,42 @@ static int make_l2(struct qcow2 *q, uint64_t at, struct l2_slot **slot)
 	}
 	q->l1[index] = entry;
 	release(q, (old & ENTRY_OFFSET) >> q->cluster_bits);
-	*slot = l2_slot(q, offset, &fresh);
-	if (!*slot)
-		return -ENOMEM;
+	ret = l2_slot(q, offset, slot, &fresh);
+	if (ret)
+		return ret;
 	memcpy((*slot)->table, q->scratch, q->cluster_size);
 	return 0;
 }
 
-static int set_entry(struct qcow2 *q, uint64_t at, uint64_t entry)
+/* The entry at `at` of the file waits, if that makes sense to the caller or an older one does already.
+ * Returns whether it does. */
+static bool write_late(struct qcow2 *q, uint64_t at, uint64_t big, bool late)
+{
+	unsigned i = 0;
+
+	while (i < q->nlate && q->late[i].at != at)
+		i++;
+	if (i == q->nlate && !late)
+		return false;
+	q->late[i] = (struct late_entry){at, big};
+	q->nlate = MAX(q->nlate, i + 1);
+	return true;
+}
+
+/* `late`: not before what it refers to is on stable storage. */
+static int set_entry(struct qcow2 *q, uint64_t at, uint64_t entry, bool late)
 {
 	struct l2_slot *slot;
-	int ret = make_l2(q, at, &slot);
-	uint64_t big = htobe64(entry);
+	uint64_t big = htobe64(entry), where;
+	int ret = q->nlate == LATE_MAX ? settle(q) : 0;
 
 	if (!ret)
-		ret = file_write(q, slot->offset + l2_index(q, at) * 8, &big, 8);
+		ret = make_l2(q, at, &slot);
+	if (ret)
+		return ret;
+	where = slot->offset + l2_index(q, at) * 8;
+	if (!write_late(q, where, big, late))
+		ret = file_write(q, where, &big, 8);
 	if (!ret)
 		slot->table[l2_index(q, at)] = big;
 	return ret;
@@ -573,7 +621,7 @@ static int write_part(struct qcow2 *q, uint64_t at, const uint8_t *buf, uint64_t
 	if (!ret)
 		ret = file_write(q, offset, q->scratch, q->cluster_size);
 	if (!ret)
-		ret = set_entry(q, at, offset | ENTRY_COPIED);
+		ret = set_entry(q, at, offset | ENTRY_COPIED, true);
 	if (own)
 		return ret;
 	if (ret)
@@ -594,7 +642,7 @@ static int clear_part(struct qcow2 *q, uint64_t at, uint64_t size, bool zeroes)
 		return ret;
 	whole = whole && !(at & (q->cluster_size - 1));
 	if (whole && (!q->backing || q->version >= 3)) {
-		ret = set_entry(q, at, cleared);
+		ret = set_entry(q, at, cleared, false);
 		if (!ret)
 			release_entry(q, entry);
 		return ret;

@@ -535,6 +535,7 @@ static int make_machine(struct run *r, struct error *err)
 					      .symbols = r->symbols};
 	struct machine_config config = {
 	    .memory = r->options.memory,
+	    .balloon = r->options.balloon == NOT_GIVEN ? 0 : r->options.balloon,
 	    .vcpus = (unsigned)r->options.cpus,
 	    .engine = r->engine,
 	    .engine_config = {.translator = &translator},
@@ -643,6 +644,7 @@ static void put_counters(void *data, struct counter_set *set)
 			    (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000);
 	counter_set_put(set, "max_resident_kib", COUNTER_GAUGE, (uint64_t)usage.ru_maxrss);
 	counter_set_put(set, "resets", COUNTER_COUNT, r->resets);
+	machine_put_counters(r->machine, set);
 }
 
 static int make_monitor(struct run *r, struct error *err)

@@ -39,6 +39,8 @@ const struct option_spec run_specs[] = {
      OPTION_TEXT, .offset = offsetof(struct run_options, vsock), .path = PATH_PART},
     {"memory", "SIZE", "guest memory, with K, M or G (default: 512M; for a COMMAND up to 4G)",
      OPTION_SIZE, .offset = offsetof(struct run_options, memory)},
+    {"balloon", "SIZE", "of that, what the guest is asked to give back (default: nothing)", OPTION_SIZE,
+     .offset = offsetof(struct run_options, balloon)},
     {"cpus", "N",
      "processors, 1 to 32, also more than this host has\n(default: 1; for a COMMAND as many as the "
      "host has)",

@@ -18,7 +18,7 @@ struct run_options {
 	const char *root, *modules;
 	struct option_list boot_modules, disks, shares, nets, writable;
 	const char *const *command; /* what is behind --, or NULL */
-	uint64_t memory, cpus, code_cache;
+	uint64_t memory, balloon, cpus, code_cache;
 	bool no_reboot, stats, perf_map, verbose, print_config;
 };
 
@@ -28,6 +28,6 @@ extern const size_t run_specs_count;
 /* Nothing given. */
 #define RUN_OPTIONS_NONE       \
 	((struct run_options){ \
-	    .engine = "auto", .memory = NOT_GIVEN, .cpus = NOT_GIVEN, .code_cache = NOT_GIVEN})
+	    .engine = "auto", .memory = NOT_GIVEN, .balloon = NOT_GIVEN, .cpus = NOT_GIVEN, .code_cache = NOT_GIVEN})
 
 #endif

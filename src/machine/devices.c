@@ -214,6 +214,28 @@ void machine_ports_wake(struct machine *m)
 		virtio_wake(m->console);
 }
 
+static int add_balloon(struct machine *m, const struct machine_config *config, struct error *err)
+{
+	struct virtio_device *d;
+	int ret;
+
+	if (config->balloon >= config->memory)
+		return error_set(err, EINVAL,
+				 "a balloon of %llu MiB leaves nothing of the machine's %llu MiB of memory",
+				 (unsigned long long)(config->balloon / MiB),
+				 (unsigned long long)(config->memory / MiB));
+	d = virtio_balloon_create(&m->env, config->balloon, err);
+	ret = add_device(m, d, err);
+	if (!ret)
+		m->balloon = d;
+	return ret;
+}
+
+void machine_put_counters(struct machine *m, struct counter_set *set)
+{
+	virtio_balloon_put_counters(m->balloon, set);
+}
+
 static int add_vsock(struct machine *m, const struct machine_config *config, struct error *err)
 {
 	struct virtio_device *d;
@@ -242,7 +264,7 @@ int machine_devices_create(struct machine *m, const struct machine_config *confi
 	if (!ret)
 		ret = add_shares(m, config, err);
 	if (!ret)
-		ret = add_device(m, virtio_balloon_create(&m->env, err), err);
+		ret = add_balloon(m, config, err);
 	return ret ? ret : add_vsock(m, config, err);
 }
 

@@ -22,6 +22,7 @@
 
 struct machine;
 struct state_buffer;
+struct counter_set;
 struct disk;
 struct hostdir;
 struct console_port;
@@ -75,6 +76,7 @@ struct machine_config {
 	/* The Unix socket at which programs reach the guest's sockets, and its CID; NULL: none. */
 	const char *vsock_path;
 	uint64_t vsock_cid;
+	uint64_t balloon; /* bytes of `memory` that the guest is asked to give back; less than that */
 	/* A write to this port ends the machine; 0: there is none. */
 	uint16_t debug_exit_port;
 	struct trace *trace; /* it outlives the machine; NULL: none */
@@ -139,6 +141,9 @@ void machine_post(struct machine *m, struct work *work);
 /* Bytes for the guest's serial port.  Returns how many were taken; if fewer than `len`,
  * console_room is called when there is room again. */
 size_t machine_console_input(struct machine *m, const uint8_t *buf, size_t len);
+
+/* The balloon's counters, and what the guest says of its memory.  One thread at a time. */
+void machine_put_counters(struct machine *m, struct counter_set *set);
 
 /* A port has something for the guest, or room for more. */
 void machine_ports_wake(struct machine *m);

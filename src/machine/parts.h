@@ -92,6 +92,7 @@ struct machine {
 	struct virtio_env env;
 	struct device_slot *devices[PCI_SLOTS]; /* the first `ndevices` */
 	unsigned ndevices;
+	struct virtio_device *balloon;
 	struct virtio_device *console; /* the virtio one; NULL: there is none */
 	struct aio *aio; /* NULL: there are no disks */
 	struct work aio_work;

@@ -22,4 +22,15 @@ void host_faults_set(const struct host_faults *faults);
 /* How many calls of these kinds there were. */
 uint64_t host_faults_calls(void);
 
+/* --- a power cut --- */
+
+/* From now on, what is done to the file of that name is noted down, until host_faults_power_cut(). */
+void host_faults_record(const char *path);
+/* A moment, to be known again. */
+void host_faults_mark(unsigned number);
+/* Makes `out` what the file may be after a power cut at a random moment: all up to the last fdatasync()
+ * before it, and of what was written since then any blocks of 4 KiB.  Returns the last mark before that moment. */
+unsigned host_faults_power_cut(const char *out, unsigned *seed);
+void host_faults_forget(void);
+
 #endif

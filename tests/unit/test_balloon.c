@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/counters.h"
 #include "machine/state.h"
 #include "script_engine.h"
 #include "virtio_guest.h"
@@ -22,7 +23,9 @@
 #define F_REPORTING (1ULL << 5)
 #define INFLATE 0
 #define DEFLATE 1
-#define REPORT 2
+#define REPORT 2 /* one more with F_STATS */
+#define STATISTICS 2
+#define F_STATS (1ULL << 1)
 
 struct told {
 	unsigned pages;
@@ -138,15 +141,77 @@ static void listed_pages_go_to_the_host(void **state)
 	assert_int_equal(vg_config(g, 0, 4), 0);
 }
 
+static uint64_t counter(struct vguest *g, const char *name)
+{
+	struct counter_set *set = counter_set_create();
+	uint64_t value = UINT64_MAX;
+
+	machine_put_counters(g->m, set);
+	for (size_t i = 0; i < set->header.count; i++)
+		if (!strcmp(set->entry[i].name, name))
+			value = set->entry[i].value;
+	free(set);
+	return value;
+}
+
+static void the_target_and_the_guests_statistics_are_counted(void **state)
+{
+	static const struct {
+		uint16_t tag;
+		uint64_t value;
+	} __attribute__((packed)) stats[] = {{5, 8 * MiB}, {4, 3 * MiB}, {2, 17}, {99, 1}, {0xffff, 2}};
+	static const struct script idle = {.step = NULL};
+	struct machine_config config = {.memory = MEMORY, .balloon = 2 * MiB};
+	struct state_buffer buf = {0};
+	struct vguest g, *other = *state;
+	uint32_t head;
+
+	script_engine_set(&idle);
+	vg_open(&g, script_machine(&config), SLOT);
+	vg_drive(&g, F_STATS | F_REPORTING, 4);
+	assert_int_equal(vg_config(&g, 0, 4), 512);
+	vg_set(&g, 0x2004, 4, 100);
+	assert_int_equal(counter(&g, "balloon.target_kib"), 2048);
+	assert_int_equal(counter(&g, "balloon.actual_kib"), 400);
+	assert_int_equal(counter(&g, "guest.memory_kib"), UINT64_MAX);
+	machine_advance(g.m, g.v);
+	memcpy(vg_host(&g, VG_DATA, sizeof(stats)), stats, sizeof(stats));
+	vg_give(&g, STATISTICS, 0, VG_DATA, sizeof(stats) + 5, 0);
+	assert_int_equal(vg_answer(&g, STATISTICS, &head), -1); /* until they are wanted */
+	assert_int_equal(counter(&g, "guest.memory_kib"), 8192);
+	assert_int_equal(counter(&g, "guest.free_kib"), 3072);
+	assert_int_equal(counter(&g, "guest.major_faults"), 17);
+	/* A second buffer gives the first back; one that is asked for comes, in a machine that was moved, too. */
+	vg_give(&g, STATISTICS, 3, VG_DATA, 10, 0);
+	assert_int_equal(vg_answer(&g, STATISTICS, &head), 0);
+	assert_int_equal(head, 0);
+	assert_int_equal(machine_save(g.m, &buf, NULL), 0);
+	assert_int_equal(machine_load(other->m, &buf, NULL), 0);
+	memcpy(other->seen, g.seen, sizeof(g.seen));
+	while (vg_answer(other, STATISTICS, &head) < 0) {
+		counter(other, "guest.free_kib"); /* at most once a second */
+		machine_advance(other->m, other->v);
+		usleep(1000);
+	}
+	assert_int_equal(head, 3);
+	/* Reporting is behind it. */
+	vg_give(&g, REPORT + 1, 0, PAGES + 0x100000, 4096, VG_WRITE);
+	assert_int_equal(vg_answer(&g, REPORT + 1, &head), 0);
+	vg_set(&g, 0x14, 1, 0);
+	assert_int_equal(counter(&g, "guest.memory_kib"), UINT64_MAX);
+	state_buffer_free(&buf);
+	machine_destroy(g.m);
+}
+
 static void hostile_drivers_do_no_harm(void **state)
 {
 	struct vguest *g = *state;
 
 	srandom(3);
 	for (int round = 0; round < 200; round++) {
-		vg_drive(g, F_REPORTING | VIRTIO_F_INDIRECT_DESC, 3);
+		vg_drive(g, F_REPORTING | VIRTIO_F_INDIRECT_DESC | (round & 1 ? F_STATS : 0), 4);
 		for (int i = 0; i < 40; i++) {
-			unsigned q = (unsigned)random() % 3;
+			unsigned q = (unsigned)random() % 4;
 
 			vg_describe(g, q, (unsigned)random() % VG_SIZE,
 				    random() % 20 ? PAGES + (unsigned)random() % MiB
@@ -166,6 +231,7 @@ int main(void)
 	    ON_A_MACHINE(reported_pages_go_to_the_host),
 	    ON_A_MACHINE(translated_code_in_them_goes),
 	    ON_A_MACHINE(listed_pages_go_to_the_host),
+	    ON_A_MACHINE(the_target_and_the_guests_statistics_are_counted),
 	    ON_A_MACHINE(hostile_drivers_do_no_harm),
 	};
 
