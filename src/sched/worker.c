@@ -7,10 +7,14 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 
+/* How long a worker stands aside whose vcpu waits in a loop for another.  (Linux since 6.12 counts each sched_yield() as a
+ * slice: who makes many of them does not run for seconds.) */
+#define NAP_NS 20000
 #define LATENESS_WINDOW 32
 #define LATENESS_MAX 40000 /* more is a busy host, not a slow timer */
 
@@ -65,6 +69,13 @@ static void note_lateness(struct lateness *l, ns_t late)
 		l->least = l->window;
 		l->count = 0;
 	}
+}
+
+static void nap(void)
+{
+	const struct timespec time = {.tv_nsec = NAP_NS};
+
+	nanosleep(&time, NULL);
 }
 
 static void spin_until(ns_t host)
@@ -228,7 +239,7 @@ static enum outcome run_slice(struct worker *w, struct task *t, ns_t slice_end)
 		if (yields) {
 			take_woken(w, now);
 			if (runqueue_empty(&w->queue))
-				sched_yield(); /* then it is another worker's vcpu */
+				nap(); /* then it is another worker's vcpu */
 		}
 		if (now >= slice_end - w->exits.least || (yields && !runqueue_empty(&w->queue)))
 			return must_leave(t) ? LEAVES : SLICE_OVER;

@@ -19,22 +19,27 @@
 #include "engine/bt/bt.h"
 
 #include <sys/syscall.h>
+#include <time.h>
 
-/* Without the C library: the guest's vector state may be live. */
-static void yield(void)
+#define SPINS 256 /* some microseconds: what a thread that runs takes */
+
+/* Lets another thread have the processor.  Not by sched_yield(): Linux since 6.12 counts each call as a slice, and who makes
+ * many of them does not run for seconds.  Without the C library: the guest's vector state may be live. */
+static void nap(void)
 {
-	long rc = SYS_sched_yield;
+	const struct timespec time = {.tv_nsec = 20000};
+	long rc = SYS_nanosleep;
 
-	__asm__ volatile("syscall" : "+a"(rc) : : "rcx", "r11", "memory");
+	__asm__ volatile("syscall" : "+a"(rc) : "D"(&time), "S"(NULL), "m"(time) : "rcx", "r11", "memory");
 }
 
 /* Polls; another vcpu's thread may have to run first. */
 static void relax(unsigned *tries)
 {
-	if (++*tries % 64)
+	if (++*tries % SPINS)
 		__builtin_ia32_pause();
 	else
-		yield();
+		nap();
 }
 
 static void lock(struct bt_machine *machine)
