@@ -249,9 +249,10 @@ build/bench/io: scripts/make-initrd-io bench/programs/io.sh scripts/make-tree sc
 run: $(BUILD)/takt $(GUEST)/vmlinuz $(GUEST)/initrd
 	$(BUILD)/takt run --kernel $(GUEST)/vmlinuz --initrd $(GUEST)/initrd --append quiet
 
-bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/initrd build/bench/initrd build/bench/io
+bench: $(BUILD)/takt $(BUILD)/bench-kernels/exits $(GUEST)/vmlinuz $(GUEST)/initrd $(GUEST)/debian.img build/bench/initrd build/bench/io
 	bench/exits $(BUILD)/takt
 	bench/boot $(BUILD)/takt
+	bench/debian $(BUILD)/takt
 	bench/commands $(BUILD)/takt
 	bench/io $(BUILD)/takt
 	bench/rows $(BUILD)/takt
