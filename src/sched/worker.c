@@ -12,8 +12,8 @@
 
 #include "base/clock.h"
 
-/* How long a worker stands aside whose vcpu waits in a loop for another.  (Linux since 6.12 counts each sched_yield() as a
- * slice: who makes many of them does not run for seconds.) */
+/* How long a worker stands aside whose vcpu waits in a loop for another.  (Not by
+ * sched_yield(): see engine/bt/share.c.) */
 #define NAP_NS 20000
 #define LATENESS_WINDOW 32
 #define LATENESS_MAX 40000 /* more is a busy host, not a slow timer */

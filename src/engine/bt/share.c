@@ -23,8 +23,8 @@
 
 #define SPINS 256 /* some microseconds: what a thread that runs takes */
 
-/* Lets another thread have the processor.  Not by sched_yield(): Linux since 6.12 counts each call as a slice, and who makes
- * many of them does not run for seconds.  Without the C library: the guest's vector state may be live. */
+/* Lets another thread have the processor.  Not by sched_yield(): on a busy host with Linux 6.18, threads that called it often
+ * were seen not to run for seconds.  Without the C library: the guest's vector state may be live. */
 static void nap(void)
 {
 	const struct timespec time = {.tv_nsec = 20000};
