@@ -365,7 +365,7 @@ static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned w
 		gva_t va = s->rip + s->in.len + (uint64_t)s->in.disp;
 
 		chunk = (unsigned)(va >> CHUNK_SHIFT & CHUNK_MASK);
-	} else if (chunk != CHUNK_UNKNOWN && !chunk_checked(t, value, chunk)) {
+	} else if (chunk != CHUNK_UNKNOWN && s->shape != S_PREFETCH && !chunk_checked(t, value, chunk)) {
 		reg = at.base == t0 ? t1 : t0;
 		t->held[reg == t1] = 0;
 		put_chunk_check(&t->e, reg, at.base, chunk);

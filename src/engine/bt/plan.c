@@ -184,10 +184,24 @@ static bool has_plain_high8(const struct insn *in)
 	       ((opcode < 0x40 && !(opcode & 5)) || opcode == 0x84 || opcode == 0x88 || opcode == 0x8a);
 }
 
+static bool is_prefetch(const struct insn *in)
+{
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_PREFETCH:
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+	case ZYDIS_MNEMONIC_PREFETCHWT1: return in->has_mem;
+	default: return false;
+	}
+}
+
 static enum shape classify(const struct bt_cache *m, const struct insn *in, bool user)
 {
 	switch (in->kind) {
-	case INSN_NOP: return S_NOP;
+	case INSN_NOP: return is_prefetch(in) ? S_PREFETCH : S_NOP;
 	case INSN_NATIVE:
 		if (!(m->mode >> in->vec & 1))
 			return S_INTERP;
@@ -493,7 +507,7 @@ static void follow_values(struct tracker *k, const struct step *s)
 /* Cannot fault. */
 static bool harmless(const struct step *s)
 {
-	return s->shape == S_NOP || s->shape == S_PAUSE || s->shape == S_LEA ||
+	return s->shape == S_NOP || s->shape == S_PREFETCH || s->shape == S_PAUSE || s->shape == S_LEA ||
 	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
@@ -510,6 +524,10 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 		switch (s->shape) {
 		case S_MEM:
 		case S_HIGH8: place_memory(p, m, &k, i, at); break;
+		case S_PREFETCH:
+			if (p->window && !bt_hint_has(&m->soft, at))
+				place_memory(p, m, &k, i, at);
+			break;
 		case S_PUSH:
 		case S_CALL:
 			if (s->in.op[0].type == OP_MEM)

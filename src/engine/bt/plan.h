@@ -13,6 +13,7 @@ enum shape {
 	S_NOP,
 	S_MEM,
 	S_HIGH8, /* S_MEM with AH, CH, DH or BH */
+	S_PREFETCH,
 	S_LEA,
 	S_PUSH,
 	S_POP,

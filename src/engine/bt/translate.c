@@ -99,6 +99,18 @@ static void put_high8(struct trans *t, unsigned i, unsigned live_after)
 	bt_note_after(t, i, ACCESS_MEM);
 }
 
+/* In a window; elsewhere, looking for the page would cost more than it gains.  Never faults, so nothing is checked. */
+static void put_prefetch(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	struct host_mem mem;
+
+	if (!s->access[ACCESS_MEM].window)
+		return;
+	mem = bt_put_mem_access(t, i, t->e.p);
+	t->e.p += insn_encode(&s->in, mem, t->e.p);
+}
+
 static void put_push(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
@@ -535,6 +547,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_NOP: break;
 	case S_MEM: put_memory(t, i, live_after); break;
 	case S_HIGH8: put_high8(t, i, live_after); break;
+	case S_PREFETCH: put_prefetch(t, i); break;
 	case S_LEA: put_lea(t, i); break;
 	case S_PUSH: put_push(t, i); break;
 	case S_POP: put_pop(t, i); break;
