@@ -210,12 +210,12 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	return site;
 }
 
-uint8_t *bt_put_compare(struct emit *e, unsigned reg, unsigned size)
+uint8_t *bt_put_compare(struct emit *e, unsigned reg, uint32_t most)
 {
 	e8(e, 0x48 | (reg >= 8));
-	e8(e, 0x81); /* cmp reg, 4096 - size */
+	e8(e, 0x81); /* cmp reg, most */
 	e8(e, 0xf8 | (reg & 7));
-	e32(e, GUEST_PAGE_SIZE - size);
+	e32(e, most);
 	return e_jcc(e, CC_A, e->p);
 }
 
@@ -249,7 +249,7 @@ uint32_t bt_put_tlb_check(struct trans *t, unsigned i, unsigned size, bool write
 	e_mem(e, 0x03, a, b, GPR_NONE, 1,
 	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag),
 	      true);
-	rel = bt_put_compare(e, a, size);
+	rel = bt_put_compare(e, a, GUEST_PAGE_SIZE - size);
 	check_site(t, i, size, write, false, retry, rel, &n);
 	return n;
 }
@@ -325,8 +325,7 @@ static void put_chunk(struct emit *e, unsigned reg, uint64_t number)
 	e_load_gs(e, reg, GS_OFFSET(addend) + (uint32_t)(number & CHUNK_MASK) * 8);
 }
 
-/* The same for the chunk of the address in `base`. */
-static void put_chunk_of(struct emit *e, unsigned reg, unsigned base)
+void bt_put_chunk_of(struct emit *e, unsigned reg, unsigned base)
 {
 	e_rorx(e, reg, base, CHUNK_SHIFT);
 	e_movzx16(e, reg, reg);
@@ -380,7 +379,7 @@ static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned w
 	if (chunk != CHUNK_UNKNOWN)
 		put_chunk(&t->e, reg, chunk);
 	else
-		put_chunk_of(&t->e, reg, at.base);
+		bt_put_chunk_of(&t->e, reg, at.base);
 	t->held[reg == t1] = value;
 	return (struct host_mem){(uint8_t)at.base, (uint8_t)reg, at.disp};
 }
@@ -441,7 +440,7 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 		e_lea(&t->e, t1, at.base, at.disp + a->low);
 		a->site = n = t->m->nsites;
 		e_add_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
-		rel = bt_put_compare(&t->e, t1, a->span);
+		rel = bt_put_compare(&t->e, t1, GUEST_PAGE_SIZE - a->span);
 		check_site(t, i, a->span, a->write, true, retry, rel, &n);
 		e_load_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
 		t->held[1] = n;

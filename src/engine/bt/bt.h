@@ -249,8 +249,12 @@ enum flags_state { FLAGS_HOST, FLAGS_MEM };
 /* Host offset to guest instruction, for faults inside a block. */
 struct insn_map {
 	uint16_t host_off, guest_off;
-	uint8_t pair, flags;
+	uint8_t pair;
+	uint8_t flags; /* enum flags_state, MAP_* */
 };
+/* A string instruction in a window: rsi is the guest's plus the first of the pair, rdi the guest's plus the second. */
+#define MAP_SOURCE 0x80u
+#define MAP_DESTINATION 0x40u
 
 struct bt_block {
 	uint64_t rip;
@@ -539,6 +543,7 @@ struct bt_vcpu {
 	/* Looking for hot code: where the next trace begins, what samples found so far. */
 	uint64_t trace_head;
 	const uint8_t *sample_pc;
+	uint32_t sample_phase;
 	uint64_t sample_period; /* ns */
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];

@@ -40,12 +40,14 @@ static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 void bt_trace_sample(struct bt_vcpu *bv)
 {
 	struct bt_cache *m = bv->m;
+	bool helper = (bv->sample_phase & ((1u << PHASE_MNEMONIC_SHIFT) - 1)) == PHASE_HELPER;
 	struct bt_block *b;
 
 	m->stats.samples++;
 	bt_cache_heat(m, bv->sample_pc);
 	b = bt_block_by_host(m, bv->sample_pc);
-	if (b && b->kind == CODE_USER && bv->set->space[SPACE_USER])
+	/* Long strings are interpreted without a window. */
+	if (bv->set && bv->set->space[SPACE_USER] && (b ? b->kind == CODE_USER : helper && x86_cpl(&bv->v) == 3))
 		bv->set->space[SPACE_USER]->heat++;
 	bv->sample_pc = NULL;
 	if (b && b->trace && b->valid && b->stale_since && m->stats.samples - b->stale_since >= SETTLED) {

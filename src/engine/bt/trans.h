@@ -90,8 +90,10 @@ void bt_after_flags(struct trans *t, const struct step *s);
 
 /* Address of the operand to `dst`.  May destroy flags. */
 void bt_put_address(struct trans *t, const struct step *s, unsigned dst);
-/* Jumps if reg > 4096 - size; returns where the rel32 is. */
-uint8_t *bt_put_compare(struct emit *e, unsigned reg, unsigned size);
+/* reg = what to add to addresses of the chunk of the one in `base`.  No flags. */
+void bt_put_chunk_of(struct emit *e, unsigned reg, unsigned base);
+/* Jumps if reg > most; returns where the rel32 is. */
+uint8_t *bt_put_compare(struct emit *e, unsigned reg, uint32_t most);
 /* t0 = guest-virtual address: t1 = its TLB entry; t0 += the entry's tag; checks that.  A miss goes on at
  * `retry`.  Returns the site. */
 uint32_t bt_put_tlb_check(struct trans *t, unsigned i, unsigned size, bool write,

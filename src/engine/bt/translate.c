@@ -345,13 +345,51 @@ static void put_string_operand(struct trans *t, unsigned i, unsigned reg, bool w
 	*sites = bt_put_tlb_check(t, i, 1, write, retry);
 	e_store_gs(e, GS_OFFSET(spill), t1);
 	e_mem(e, 0x8d, t1, t0, GPR_RCX, string_size(&t->plan.step[i].in), 0, true);
-	rel = bt_put_compare(e, t1, 0);
+	rel = bt_put_compare(e, t1, GUEST_PAGE_SIZE);
 	bt_leave_at(t, rel, SITE_INTERP, i);
 	e_load_gs(e, t1, GS_OFFSET(spill));
 	e_mem(e, 0x03, t0, t1, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
 }
 
-/* REP MOVS and REP STOS that stay in a page on either side; others are interpreted. */
+/* On to the interpreter if strings go backwards, or if rcx > `most`. */
+static void put_string_checks(struct trans *t, unsigned i, uint32_t most)
+{
+	struct emit *e = &t->e;
+
+	e_gs(e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
+	e8(e, RFLAGS_DF >> 8);
+	bt_leave_at(t, e_jcc(e, CC_NE, e->p), SITE_INTERP, i);
+	bt_leave_at(t, bt_put_compare(e, GPR_RCX, most), SITE_INTERP, i);
+}
+
+/* In a window, where a string lies in one piece on the host, too: a fault is like that of any other access there, only
+ * that rsi and rdi are the host's (in_block).  What takes longer than a timer may wait is for the interpreter. */
+#define WINDOW_STRING (256 * KiB)
+
+static void put_window_string(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+	bool moves = is_move(in);
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+	struct emit *e = &t->e;
+
+	put_string_checks(t, i, WINDOW_STRING / string_size(in));
+	if (moves) {
+		bt_put_chunk_of(e, t0, GPR_RSI);
+		e_rr(e, 0x01, GPR_RSI, t0, true);
+	}
+	bt_put_chunk_of(e, t1, GPR_RDI);
+	e_rr(e, 0x01, GPR_RDI, t1, true);
+	t->b->map[t->b->map_count - 1].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
+	memcpy(e->p, in->bytes, in->len);
+	e->p += in->len;
+	if (moves)
+		e_rr(e, 0x29, GPR_RSI, t0, true);
+	e_rr(e, 0x29, GPR_RDI, t1, true);
+	t->held[0] = t->held[1] = 0;
+}
+
+/* REP MOVS and REP STOS; without a window, those that stay in a page on either side. */
 static void put_string(struct trans *t, unsigned i)
 {
 	const struct step *s = &t->plan.step[i];
@@ -360,16 +398,14 @@ static void put_string(struct trans *t, unsigned i)
 	struct emit *e = &t->e;
 	uint32_t sites[2], first = t->m->nsites, last;
 	const uint8_t *retry;
-	uint8_t *rel;
 
 	bt_about_to_clobber(t, s->live);
+	if (t->kind == CODE_WINDOW && !bt_hint_has(&t->m->soft, s->gpa)) {
+		put_window_string(t, i);
+		return;
+	}
 	retry = e->p;
-	e_gs(e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
-	e8(e, RFLAGS_DF >> 8);
-	rel = e_jcc(e, CC_NE, e->p);
-	bt_leave_at(t, rel, SITE_INTERP, i);
-	rel = bt_put_compare(e, GPR_RCX, 0);
-	bt_leave_at(t, rel, SITE_INTERP, i);
+	put_string_checks(t, i, GUEST_PAGE_SIZE);
 	if (moves) {
 		put_string_operand(t, i, GPR_RSI, false, retry, &sites[0]);
 		e_store_gs(e, GS_OFFSET(string_source), t0);

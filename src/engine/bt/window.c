@@ -613,5 +613,8 @@ bool bt_window_settle(struct bt_vcpu *bv)
 		     bt_effective(v, &e->in) +
 			 (e->in.mem_seg >= SEG_FS ? v->seg[e->in.mem_seg].base : 0)))
 		return true;
+	if (e->in.group == INSN_GROUP_STRING &&
+	    (open_for(bv, w, v->regs[GPR_RDI]) || open_for(bv, w, v->regs[GPR_RSI])))
+		return true;
 	return open_for(bv, w, v->regs[GPR_RSP] - 8) || open_for(bv, w, v->regs[GPR_RSP]);
 }
