@@ -322,24 +322,20 @@ static bool absolute_operand(const struct step *s, unsigned which)
 /* reg = what to add to the addresses of a chunk.  No flags. */
 static void put_chunk(struct emit *e, unsigned reg, uint64_t number)
 {
-	e_load_gs(e, reg, GS_OFFSET(addend) + (uint32_t)(number & CHUNK_MASK) * 8);
+	e_load_gs(e, reg, (uint32_t)number * CHUNK_ENTRIES * 8);
 }
 
 void bt_put_chunk_of(struct emit *e, unsigned reg, unsigned base)
 {
-	e_rorx(e, reg, base, CHUNK_SHIFT);
-	e_movzx16(e, reg, reg);
-	e_gs_index8(e, 0x8b, reg, reg, GS_OFFSET(addend));
+	e_rorx(e, reg, base, CHUNK_ENTRY_SHIFT);
+	e_load_area(e, reg, reg, 0);
 }
 
 /* Faults unless the address in `base` is in that chunk; `reg` is lost.  No flags. */
 static void put_chunk_check(struct emit *e, unsigned reg, unsigned base, unsigned chunk)
 {
-	int64_t page = (int64_t)CHUNK_CHECK_GUARD - (int64_t)CHECK_BYTES; /* from the vcpu */
-
 	e_rorx(e, reg, base, CHUNK_CHECK_SHIFT);
-	e_movzx16(e, reg, reg);
-	e_gs_index8(e, 0x8b, reg, reg, (uint32_t)(page - (int64_t)chunk * GUEST_PAGE_SIZE));
+	e_load_area(e, reg, reg, (uint32_t)AREA_CHECK - chunk * GUEST_PAGE_SIZE);
 }
 
 static bool chunk_checked(struct trans *t, uint32_t value, unsigned chunk)
@@ -363,7 +359,7 @@ static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned w
 	if (absolute_operand(s, which)) {
 		gva_t va = s->rip + s->in.len + (uint64_t)s->in.disp;
 
-		chunk = (unsigned)(va >> CHUNK_SHIFT & CHUNK_MASK);
+		chunk = va >> CHUNK_SHIFT < CHUNKS ? (unsigned)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
 	} else if (chunk != CHUNK_UNKNOWN && s->shape != S_PREFETCH && !chunk_checked(t, value, chunk)) {
 		reg = at.base == t0 ? t1 : t0;
 		t->held[reg == t1] = 0;

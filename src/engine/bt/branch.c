@@ -60,7 +60,7 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 /* The same at the beginning of an instruction, which is then done again.  Keeps flags. */
 static void put_probe(struct trans *t)
 {
-	int64_t last = (int64_t)PROBE_PAGE + GUEST_PAGE_SIZE - 8 - (int64_t)CHECK_BYTES;
+	int64_t last = -(int64_t)GS_BIAS - (int64_t)PROBE_BYTES + GUEST_PAGE_SIZE - 8;
 	unsigned t0 = t0_of(t);
 
 	e_gs(&t->e, 0x8b, t0, false, GS_OFFSET(v.attention));

@@ -2,7 +2,7 @@
  *
  *   struct bt_machine   what the vcpus of a machine share: little (share.c)
  *   struct bt_cache     a vcpu's code cache: blocks by (rip, guest-physical page, entry state)
- *   struct bt_vcpu      a vcpu; gs: points here while translated code runs
+ *   struct bt_vcpu      a vcpu; gs: points GS_BIAS behind it while translated code runs
  *   struct bt_space     what one address space and privilege sees: data TLB, jump cache, page ids
  *
  * Translated code keeps the guest's registers in the host's, but for a pair of scratch registers
@@ -128,19 +128,28 @@ struct space_set {
  * a guard on either side. */
 #define CHUNK_SHIFT 40
 #define CHUNK_SIZE (1ull << CHUNK_SHIFT)
-#define CHUNK_GUARD (4 * GiB)
-#define CHUNK_MASK 0xffffu /* translated code looks at these bits of the chunk's number */
-#define CHUNKS 128u        /* of user addresses of 47 bits; others have none in a window */
+#define CHUNK_GUARD (128 * GiB)
+#define CHUNKS 128u /* of user addresses of 47 bits; others have none in a window */
 #define CHUNK_UNKNOWN 0xffu
-/* Where a chunk is expected, translated code reads from the one page that is mapped here, between guards: for
- * address bits 31 to 46 as n, 8 * n bytes behind the page, less 4096 for each chunk before the expected one. */
-#define CHUNK_CHECK_SHIFT 31
-#define CHUNK_CHECK_GUARD (512 * KiB)
-/* Behind it another page: translated code that must keep its flags reads its last eight bytes, or faults beyond
- * them if somebody wants attention. */
-#define PROBE_PAGE (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
-#define CHECK_BYTES (PROBE_PAGE + 2 * GUEST_PAGE_SIZE)
 #define WINDOW_CHUNKS 8
+
+/* Behind its struct a vcpu has an area that translated code reaches with gs: and addresses of 32 bits, and where
+ * nothing else is.  It begins with a table of what to add to a guest address: CHUNK_ENTRIES entries a chunk, found by
+ * the address's bits 35 to 63. */
+#define GS_BIAS 0x40000000
+#define AREA_BYTES (4 * GiB)
+#define CHUNK_ENTRY_SHIFT 35
+#define CHUNK_ENTRIES (1u << (CHUNK_SHIFT - CHUNK_ENTRY_SHIFT))
+#define CHUNK_TABLE_BYTES (CHUNKS * CHUNK_ENTRIES * 8)
+/* Where a chunk is expected, translated code reads from the one page that is mapped here: for address bits 31 to 59 as n,
+ * 8 * n bytes behind AREA_CHECK, less 4096 for each chunk before the expected one.  (What differs in the other bits only is
+ * not canonical, and its place is neither; so it is with what is farther away than AREA_CHECK_NEAR.) */
+#define CHUNK_CHECK_SHIFT 31
+#define AREA_CHECK (2 * GiB)
+#define AREA_CHECK_NEAR (2 * MiB)
+/* In front of the struct a page: translated code that must keep its flags reads its last eight bytes, or faults beyond
+ * them if somebody wants attention. */
+#define PROBE_BYTES (2 * GUEST_PAGE_SIZE)
 
 /* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
 #define SHADOW_PAGES 512
@@ -476,7 +485,7 @@ struct bt_fast {
 #define SYSRET_FAST_FLAGS (RFLAGS_ARITH | RFLAGS_FIXED | RFLAGS_IF | RFLAGS_DF | RFLAGS_ID)
 
 struct bt_vcpu {
-	struct vcpu v; /* first: gs: offsets of v's members are the same */
+	struct vcpu v; /* first: offsets of v's members are the same */
 
 	/* reached from translated code */
 	uint64_t host_rsp;
@@ -501,9 +510,6 @@ struct bt_vcpu {
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 	uint64_t string_source; /* spill of a string instruction */
 	struct bt_fast fast;
-	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
-	 * canonical. */
-	uint64_t addend[CHUNK_MASK + 1];
 
 	/* C only */
 	struct bt_cache *m;
@@ -531,8 +537,8 @@ struct bt_vcpu {
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct bt_window windows[SPACE_SETS]; /* by set */
-	struct bt_window *window;             /* whose chunks are in `addend` */
-	bool window_support;
+	struct bt_window *window;             /* whose chunks are in the table of the area */
+	bool window_support, area; /* area: it has its table and its page */
 	gva_t window_next; /* the guest sees to a page fault there: map it before the access is tried again */
 	struct shadow *shadow_pool, *free_shadows;
 	unsigned nshadows; /* of the pool, ever used */
@@ -548,7 +554,6 @@ struct bt_vcpu {
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
-	size_t bytes;        /* of this struct with its slots and, before it, the pages of CHECK_BYTES */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 	struct bt_slot slots[]; /* by site */
 };
@@ -626,7 +631,7 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
 
 /* window.c */
-#define CHUNK_NONE (1ull << 62)
+#define CHUNK_NONE (1ull << 62) /* leads from user addresses to such as are not canonical */
 /* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way; the
  * address is in another chunk than was expected; it was none of the guest's: somebody wants attention. */
 enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK, WINDOW_POLL };

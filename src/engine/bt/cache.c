@@ -18,7 +18,7 @@
 #include "engine/bt/perf.h"
 
 #define SITES_RESERVE 1024
-#define MAPS_RESERVE 256
+#define MAPS_RESERVE 512 /* two for each step of the longest plan */
 #define COMMON_BYTES (256 * KiB)
 #define SEGMENT_MIN (512 * KiB)
 

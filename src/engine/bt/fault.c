@@ -223,11 +223,13 @@ struct bt_vcpu *bt_this(void)
 
 void bt_set_gs(struct bt_vcpu *bv)
 {
+	uint8_t *base = (uint8_t *)bv + GS_BIAS;
+
 	/* AT_HWCAP2 bit 1: the kernel lets user space write the GS base (Linux 5.9). */
 	if (getauxval(AT_HWCAP2) & 2)
-		__asm__ volatile("wrgsbase %0" : : "r"(bv));
+		__asm__ volatile("wrgsbase %0" : : "r"(base));
 	else
-		syscall(SYS_arch_prctl, ARCH_SET_GS, bv);
+		syscall(SYS_arch_prctl, ARCH_SET_GS, base);
 	bt_current = bv;
 }
 

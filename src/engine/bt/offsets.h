@@ -2,6 +2,7 @@
 #ifndef TAKT_BT_OFFSETS_H
 #define TAKT_BT_OFFSETS_H
 
+#define GS_BIAS 0x40000000
 /* struct bt_vcpu */
 #define BT_HOST_RSP 4992
 #define BT_ENTER_PC 5000
@@ -18,7 +19,7 @@
 #define BT_REFILL 5138
 #define BT_SLOT_FILLS 5140
 #define BT_SLOT_LOG 5148
-#define BT_SLOTS 633664
+#define BT_SLOTS 109376
 #define BT_SPACE_KERNEL 5104
 #define BT_JUMPS 5096
 #define BT_IF_FLAG 5124

@@ -57,6 +57,7 @@ AT(bt_vcpu, v.lstar, V_LSTAR);
 AT(bt_vcpu, v.attention, V_ATTENTION);
 AT(bt_vcpu, v.seg[SEG_CS], V_CS);
 AT(bt_vcpu, v.seg[SEG_SS], V_SS);
+_Static_assert(GS_BIAS == GiB, "runtime.S");
 _Static_assert(JUMP_ENTRIES - 1 == JUMP_MASK && sizeof(struct jump_entry) == 16, "runtime.S");
 AT(bt_site, host_off, SITE_HOST_OFF);
 AT(bt_site, user, SITE_USER);
@@ -363,13 +364,15 @@ static int after_trap(struct bt_vcpu *bv)
 		return x86_deliver_fault(&bv->v);
 	if (bv->trap_kind == WINDOW_CHUNK) {
 		struct bt_block *b = bv->trap_block;
+		bool news = bt_hint_add(&bv->m->roaming, bv->trap_gpa);
 
-		bt_hint_add(&bv->m->roaming, bv->trap_gpa);
 		if (b->valid) {
 			record_again(bv, b);
 			bt_block_drop(bv->m, b);
 		}
-		return 0;
+		if (news)
+			return 0;
+		/* It was no check that faulted, but a look-up of what is no user address. */
 	}
 	if (bv->trap_kind == WINDOW_LONG) {
 		struct bt_block *b = bv->trap_block;

@@ -30,6 +30,18 @@
 #include "engine/bt/perf.h"
 #include "engine/bt/trans.h"
 
+static void note_map(struct trans *t, unsigned i)
+{
+	struct bt_block *b = t->b;
+
+	b->map[b->map_count++] = (struct insn_map){
+	    .host_off = (uint16_t)(t->e.p - b->host),
+	    .guest_off = t->plan.step[i].off,
+	    .pair = t->pair,
+	    .flags = (uint8_t)flags_label(t),
+	};
+}
+
 static void put_interp(struct trans *t, unsigned i, bool goes_on)
 {
 	struct bt_site *site;
@@ -374,12 +386,13 @@ static void put_window_string(struct trans *t, unsigned i)
 	struct emit *e = &t->e;
 
 	put_string_checks(t, i, WINDOW_STRING / string_size(in));
-	if (moves) {
+	if (moves)
 		bt_put_chunk_of(e, t0, GPR_RSI);
-		e_rr(e, 0x01, GPR_RSI, t0, true);
-	}
 	bt_put_chunk_of(e, t1, GPR_RDI);
+	if (moves)
+		e_rr(e, 0x01, GPR_RSI, t0, true);
 	e_rr(e, 0x01, GPR_RDI, t1, true);
+	note_map(t, i);
 	t->b->map[t->b->map_count - 1].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
 	memcpy(e->p, in->bytes, in->len);
 	e->p += in->len;
@@ -509,18 +522,6 @@ static void put_lea(struct trans *t, unsigned i)
 	}
 	memcpy(t->e.p, in->bytes, in->len);
 	t->e.p += in->len;
-}
-
-static void note_map(struct trans *t, unsigned i)
-{
-	struct bt_block *b = t->b;
-
-	b->map[b->map_count++] = (struct insn_map){
-	    .host_off = (uint16_t)(t->e.p - b->host),
-	    .guest_off = t->plan.step[i].off,
-	    .pair = t->pair,
-	    .flags = (uint8_t)flags_label(t),
-	};
 }
 
 /* At the head of a crossing instruction's block: is the second page still the one translated? */
