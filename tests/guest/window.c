@@ -226,6 +226,55 @@ static void wild(void)
 	}
 }
 
+/* --- addresses that are computed from others, far from them --- */
+
+static void derived(void)
+{
+	u64 border = 9 * TIB, index = CODE("movl %%esi, %%ecx; movq (%%rdi), %%rax; leaq 8(%%rdi, %%rcx, 8), %%rdx; movq -8(%%rdx), %%rbx; movq (%%rdi, %%rcx, 8), %%r8");
+	u64 sums = CODE("movslq %%esi, %%rcx; movq (%%rdi), %%rax; movq %%rdi, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9\n"
+	                "	addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9\n"
+	                "	addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; leaq (%%r9, %%rcx, 8), %%r9; leaq (%%r9, %%rcx, 8), %%r9\n"
+	                "	leaq (%%r9, %%rcx, 8), %%r9; leaq (%%r9, %%rcx, 8), %%r9; movq (%%r9), %%rbx");
+	u64 regs[16] = {[RSP] = (u64)pages[7] + 4096};
+
+	map_page(border - 4096, (u64)pages[0], PTE_P | PTE_W | PTE_U);
+	map_page(border, (u64)pages[1], PTE_P | PTE_W | PTE_U);
+	map_page(border + (12ul << 30), (u64)pages[2], PTE_P | PTE_W | PTE_U);
+	for (unsigned i = 0; i < 3; i++)
+		for (unsigned k = 0; k < 512; k++)
+			word(i)[k] = i * 1000 + k;
+	for (unsigned i = 0; i < 300; i++) {
+		static const u64 to[] = {40, 4096 + 80, 4096 + (12ul << 30) + 80, 8192, 1ul << 33, 8 * 0xfffffffful};
+		u64 distance = to[i % 6], at = border - 4096 + distance;
+
+		/* With 32 bits and scale 8, then with the sign. */
+		regs[RDI] = border - 4096;
+		regs[RSI] = distance / 8 | random_number() << 32;
+		go(index, regs, 2, true);
+		if (mapped(at)) {
+			check_eq(trap.f.vector, END);
+			check_eq(trap.f.rbx, (at >= border + 4096 ? 2000 : at >= border ? 1000 : 0) + (at & 4095) / 8);
+			check_eq(trap.f.r8, trap.f.rbx);
+		} else {
+			check_eq(trap.f.vector, VEC_PF);
+			check_eq(trap.cr2, at);
+			check_eq(trap.f.rax, 0);
+		}
+		distance = i % 3 ? (u64)((long)((int)random_number()) * 48) & ~7ul : 8 * 48;
+		regs[RSI] = distance / 48;
+		go(sums, regs, 2, true);
+		at = border - 4096 + distance;
+		if (mapped(at) && mapped(at + 7)) {
+			check_eq(trap.f.vector, END);
+			check_eq(trap.f.rbx, distance / 8);
+		} else {
+			check_eq(trap.f.vector, VEC_PF);
+			check_eq(trap.f.r9, regs[RDI] + (u64)((long)(int)regs[RSI] * 48));
+			check_eq(trap.cr2, trap.f.r9);
+		}
+	}
+}
+
 /* --- large pages --- */
 
 static void large_pages(void)
@@ -420,6 +469,7 @@ int main(void)
 	another_page(HIGH + 0x1000);
 	spaces();
 	borders();
+	derived();
 	large_pages();
 	wild();
 	patches_itself();

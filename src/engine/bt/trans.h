@@ -39,7 +39,7 @@ struct trans {
 	struct checked {
 		uint32_t value;
 		uint8_t chunk;
-	} checked[8]; /* values that are known to be in a chunk */
+	} checked[32]; /* values that are known to be in a chunk */
 	unsigned nchecked;
 	unsigned ncold;
 	struct plan plan;
