@@ -107,6 +107,24 @@ void bt_free_operands(struct trans *t, unsigned i)
 		swap_scratch(t, i, t0_of(t));
 }
 
+/* --- the stack pointer --- */
+
+#define RSP_DUE_MAX 16384
+
+void bt_settle_rsp(struct trans *t)
+{
+	if (t->rsp_due)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, t->rsp_due);
+	t->rsp_due = 0;
+}
+
+void bt_adjust_rsp(struct trans *t, int by)
+{
+	t->rsp_due += by;
+	if (t->kind != CODE_WINDOW || t->rsp_due > RSP_DUE_MAX || t->rsp_due < -RSP_DUE_MAX)
+		bt_settle_rsp(t);
+}
+
 /* --- flags --- */
 
 /* The code that follows destroys the host's flags; `live` are needed later. */
@@ -278,7 +296,7 @@ static struct place put_place(struct trans *t, unsigned i)
 	unsigned t0 = t0_of(t), t1 = t1_of(t);
 
 	if (in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->addrsize == 8 && !thread_local)
-		return (struct place){in->mem_base, (int32_t)in->disp};
+		return (struct place){in->mem_base, (int32_t)in->disp + (in->mem_base == GPR_RSP ? t->rsp_due : 0)};
 	t->held[0] = 0;
 	if (!s->access[ACCESS_MEM].window || !thread_local) {
 		bt_put_address(t, s, t0);
@@ -468,7 +486,7 @@ struct host_mem bt_put_mem_access(struct trans *t, unsigned i, const uint8_t *re
 struct host_mem bt_put_stack_access(struct trans *t, unsigned i, unsigned reg, int disp,
 					const uint8_t *retry)
 {
-	return put_access(t, i, ACCESS_STACK, (struct place){reg, disp}, retry);
+	return put_access(t, i, ACCESS_STACK, (struct place){reg, disp + (reg == GPR_RSP ? t->rsp_due : 0)}, retry);
 }
 
 /* Whether the check of step i's own accesses destroys flags. */

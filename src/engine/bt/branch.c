@@ -273,7 +273,8 @@ void bt_put_ret(struct trans *t, unsigned i)
 
 	bt_about_to_clobber(t, RFLAGS_ARITH);
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
-	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
+	bt_adjust_rsp(t, 8 + extra);
+	bt_settle_rsp(t);
 	put_indirect(t, a);
 }
 
@@ -317,6 +318,7 @@ static void put_trace_poll(struct trans *t, unsigned i, unsigned live, uint64_t 
 {
 	if (t->polled)
 		return;
+	bt_settle_rsp(t);
 	bt_about_to_clobber(t, live);
 	put_poll(t, i, target);
 	t->polled = true;
@@ -361,9 +363,10 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 }
 
 /* The same for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with. */
-static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned popped)
+static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, int popped)
 {
 	unsigned pair = t->pair;
+	int due = t->rsp_due;
 	uint8_t *hot;
 
 	e_mov_imm(&t->e, t1_of(t), t->plan.step[i].follow);
@@ -372,14 +375,14 @@ static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned
 	e_jcc(&t->e, CC_NE, t->m->cold);
 	hot = t->e.p;
 	t->e.p = t->m->cold;
-	if (popped)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	t->rsp_due += popped;
+	bt_settle_rsp(t);
 	put_indirect(t, reg);
 	t->pair = (uint8_t)pair;
 	t->m->cold = t->e.p;
 	t->e.p = hot;
-	if (popped)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	t->rsp_due = due;
+	bt_adjust_rsp(t, popped);
 }
 
 /* A branch inside a trace. */
@@ -388,7 +391,8 @@ void bt_put_followed(struct trans *t, unsigned i)
 	const struct step *s = &t->plan.step[i];
 	const struct insn *in = &s->in;
 	uint64_t next = s->rip + in->len;
-	unsigned live_after = t->plan.step[i + 1].live, extra, a = t0_of(t);
+	unsigned live_after = t->plan.step[i + 1].live, a = t0_of(t);
+	int extra;
 	const uint8_t *retry;
 	struct host_mem mem;
 
@@ -410,7 +414,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 			t->held[a == t1_of(t)] = 0;
 			e_mov_imm(&t->e, a, next);
 			bt_put_store(t, mem, a);
-			e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+			bt_adjust_rsp(t, -8);
 		}
 		if (s->follow <= s->rip)
 			put_trace_poll(t, i, live_after, s->follow);
@@ -420,7 +424,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 	bt_about_to_clobber(t, RFLAGS_ARITH);
 	retry = t->e.p;
 	if (s->shape == S_RET) {
-		extra = in->nops && in->op[0].type == OP_IMM ? (unsigned)(in->imm & 0xffff) : 0;
+		extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 		bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, retry));
 		put_expect_or_go(t, i, a, 8 + extra);
 		return;

@@ -260,6 +260,7 @@ struct insn_map {
 	uint16_t host_off, guest_off;
 	uint8_t pair;
 	uint8_t flags; /* enum flags_state, MAP_* */
+	int16_t rsp;   /* to be added to rsp */
 };
 /* A string instruction in a window: rsi is the guest's plus the first of the pair, rdi the guest's plus the second. */
 #define MAP_SOURCE 0x80u

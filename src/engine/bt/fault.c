@@ -64,6 +64,7 @@ static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 	for (unsigned i = 1; i < b->map_count && b->host + b->map[i].host_off <= pc; i++)
 		at = &b->map[i];
 	save_registers(bv, uc, at->pair, at->flags & ~(MAP_SOURCE | MAP_DESTINATION));
+	bv->v.regs[GPR_RSP] += (uint64_t)(int64_t)at->rsp;
 	if (at->flags & MAP_SOURCE)
 		bv->v.regs[GPR_RSI] -= (uint64_t)uc->uc_mcontext.gregs[greg[at->pair >> 4]];
 	if (at->flags & MAP_DESTINATION)

@@ -34,6 +34,7 @@ struct trans {
 	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
+	int rsp_due;          /* in a window: what pushes and pops have not yet added to rsp */
 	/* Whose addend t0, t1 hold: the site's, or in a window the value's or the chunk's; 0: nobody's. */
 	uint32_t held[2];
 	struct checked {
@@ -77,6 +78,10 @@ struct bt_site *bt_leave_at(struct trans *t, uint8_t *rel, enum site_kind kind, 
 void bt_free_operands(struct trans *t, unsigned i);
 /* The scratch register that does not address `mem`. */
 unsigned bt_free_scratch(const struct trans *t, struct host_mem mem);
+
+/* Adds to rsp, in a window at the next bt_settle_rsp only.  Neither changes flags. */
+void bt_adjust_rsp(struct trans *t, int by);
+void bt_settle_rsp(struct trans *t);
 
 /* The code that follows destroys the host's flags; `live` are needed later. */
 void bt_about_to_clobber(struct trans *t, unsigned live);

@@ -39,6 +39,7 @@ static void note_map(struct trans *t, unsigned i)
 	    .guest_off = t->plan.step[i].off,
 	    .pair = t->pair,
 	    .flags = (uint8_t)flags_label(t),
+	    .rsp = (int16_t)t->rsp_due,
 	};
 }
 
@@ -152,7 +153,7 @@ static void put_push(struct trans *t, unsigned i)
 	default: e_load_gs(e, value, GS_OFFSET(spill));
 	}
 	bt_put_store(t, mem, value);
-	e_lea(e, GPR_RSP, GPR_RSP, -8);
+	bt_adjust_rsp(t, -8);
 	bt_note_after(t, i, ACCESS_STACK);
 	if (in->op[0].type == OP_MEM)
 		bt_note_after(t, i, ACCESS_MEM);
@@ -238,7 +239,7 @@ static void put_pop(struct trans *t, unsigned i)
 	bt_ready_flags(t, i);
 	bt_put_load(t, reg, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
 	if (reg != GPR_RSP)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, 8);
+		bt_adjust_rsp(t, 8);
 	bt_note_after(t, i, ACCESS_STACK);
 }
 
@@ -249,6 +250,7 @@ static void put_leave(struct trans *t, unsigned i)
 	bt_ready_flags(t, i);
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RBP, 0, t->e.p));
 	e_lea(&t->e, GPR_RSP, GPR_RBP, 8);
+	t->rsp_due = 0;
 	e_mov(&t->e, GPR_RBP, a);
 	bt_note_after(t, i, ACCESS_STACK);
 }
@@ -564,11 +566,38 @@ static void put_shadows(struct trans *t)
 	}
 }
 
+/* Whether the step can do with an rsp that is not settled: it has nothing to do with rsp or goes by rsp_due, and does not
+ * leave.  (A fault goes by the map.) */
+static bool takes_rsp_due(const struct step *s)
+{
+	const struct insn *in = &s->in;
+	bool names = (in->gpr_operands | in->gpr_read | in->gpr_write) >> GPR_RSP & 1, addresses = in->gpr_addr >> GPR_RSP & 1;
+
+	switch (s->shape) {
+	case S_NOP:
+	case S_COPY:
+	case S_LEA: return !names && !addresses;
+	case S_MEM:
+	case S_PREFETCH:
+		return !names && (s->access[ACCESS_MEM].window || s->shape == S_PREFETCH) &&
+		       (!addresses || (in->mem_base == GPR_RSP && in->mem_index == GPR_NONE && in->addrsize == 8 && in->mem_seg < SEG_FS &&
+				       in->disp == (int16_t)in->disp));
+	case S_PUSH: return s->access[ACCESS_STACK].window && (in->op[0].type == OP_IMM || (in->op[0].type == OP_GPR && in->op[0].reg != GPR_RSP));
+	case S_POP: return s->access[ACCESS_STACK].window && in->op[0].reg != GPR_RSP;
+	case S_LEAVE: return s->access[ACCESS_STACK].window;
+	case S_RET: return s->access[ACCESS_STACK].window;
+	case S_CALL: return s->follow && s->access[ACCESS_STACK].window && in->op[0].type == OP_IMM;
+	default: return false;
+	}
+}
+
 static void put_step(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
 	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
+	if (s->page || !takes_rsp_due(s))
+		bt_settle_rsp(t);
 	if (s->page)
 		put_page_check(t, i);
 	bt_free_operands(t, i);
@@ -664,6 +693,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
 	t->ncold = 0;
+	t->rsp_due = 0;
 	t->polled = false;
 	memset(t->checked, 0, sizeof(t->checked));
 	t->held[0] = t->held[1] = 0;
@@ -679,12 +709,14 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 		/* What bt_cache_reserve promised must do whatever the guest's code is. */
 		if (unlikely((size_t)(t->e.p - b->host) > HOT_RESERVE - STEP_BYTES ||
 			     (size_t)(t->m->cold - cold) > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
+			bt_settle_rsp(t);
 			bt_put_link(t, i, -1, t->plan.step[i].rip);
 			b->host_len = (uint32_t)(t->e.p - b->host);
 			return;
 		}
 		put_step(t, i);
 	}
+	bt_settle_rsp(t);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		bt_put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint32_t)(t->e.p - b->host);
