@@ -60,7 +60,8 @@ void bt_trace_sample(struct bt_vcpu *bv)
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
 	} else {
 		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);
-		if (seen_before(bv, b->rip)) {
+		/* What has a window runs for long. */
+		if (seen_before(bv, b->rip) || b->kind == CODE_WINDOW) {
 			/* The next time it is come by. */
 			bv->trace_head = b->rip;
 			bt_blocks_drop(m, b->rip, b->gpa, b->kind);
