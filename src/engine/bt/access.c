@@ -474,6 +474,7 @@ void bt_note_after(struct trans *t, unsigned i, unsigned which)
 	/* Behind the first of several, the others would go by a slot that it did not fill. */
 	if (a->window || a->leader || a->leads)
 		return;
+	bt_settle_rsp(t); /* as the interpreter leaves it */
 	t->m->sites[a->site].after_off = (uint32_t)(t->e.p - t->m->code);
 	t->held[0] = t->held[1] = 0;
 }

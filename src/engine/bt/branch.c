@@ -109,15 +109,9 @@ static void put_canonical(struct trans *t, unsigned reg)
 	t->held[0] = t->held[1] = 0;
 }
 
-/* To the address in `reg`. */
-static void put_indirect(struct trans *t, unsigned reg)
+/* On to r10, from the canonical state. */
+static void put_jump_look_up(const struct bt_cache *m, struct emit *e)
 {
-	struct emit *e = &t->e;
-
-	put_canonical(t, reg);
-	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
-	e8(e, 0);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
 	e_mov(e, GPR_R11, GPR_R10);
 	e8(e, 0x49); /* shr r11, 12 */
 	e8(e, 0xc1);
@@ -134,14 +128,95 @@ static void put_indirect(struct trans *t, unsigned reg)
 	e8(e, 4);
 	e_add_gs(e, GPR_R11, GS_OFFSET(jumps));
 	e_mem(e, 0x3b, GPR_R10, GPR_R11, GPR_NONE, 1, 0, true);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e_jcc(e, CC_NE, m->lookup_exit);
 	e8(e, 0x41); /* jmp [r11 + host] */
 	e8(e, 0xff);
 	e8(e, 0x63);
 	e8(e, offsetof(struct jump_entry, host));
 }
 
-_Static_assert(sizeof(struct jump_entry) == 16, "put_indirect shifts by 4");
+_Static_assert(sizeof(struct jump_entry) == 16, "put_jump_look_up shifts by 4");
+
+/* To the address in `reg`. */
+static void put_indirect(struct trans *t, unsigned reg)
+{
+	struct emit *e = &t->e;
+
+	put_canonical(t, reg);
+	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(e, 0);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	put_jump_look_up(t->m, e);
+}
+
+/* Where code is hot, the jump cache knows it well enough, and calls are cheaper without notes. */
+static bool notes_returns(const struct trans *t)
+{
+	return t->m->rorx && !t->plan.trace;
+}
+
+/* To the address in `reg`, from which a call came, most likely: where it goes on is in the return cache. */
+static void put_return(struct trans *t, unsigned reg)
+{
+	struct emit *e = &t->e, cold = {t->m->cold};
+	bool user = t->kind != CODE_KERNEL;
+
+	if (!notes_returns(t)) {
+		put_indirect(t, reg);
+		return;
+	}
+	put_canonical(t, reg);
+	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(e, 0);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e_rorx(e, GPR_R11, GPR_RSP, RETURN_SHIFT);
+	e_movzx8(e, GPR_R11, GPR_R11);
+	e_gs_index8(e, 0x3b, GPR_R10, GPR_R11, GS_OFFSET(returns[user].rip)); /* cmp */
+	e_jcc(e, CC_NE, cold.p); /* (of its own: predicted by itself) */
+	put_jump_look_up(t->m, &cold);
+	t->m->cold = cold.p;
+	e8(e, 0x65); /* jmp gs:[r11 * 8 + host] */
+	e8(e, 0x42);
+	e8(e, 0xff);
+	e8(e, 0x24);
+	e8(e, 0xdd);
+	e32(e, GS_OFFSET(returns[user].host));
+}
+
+/* A direct jump to `target` from the canonical state, flags in memory, in cold code. */
+static const uint8_t *put_landing(struct trans *t, unsigned i, uint64_t target)
+{
+	struct emit e = {t->m->cold};
+	uint8_t *rel = e_jmp(&e, e.p), pair = t->pair;
+	struct bt_site *site;
+	uint32_t n;
+
+	t->pair = PAIR_CANONICAL;
+	site = bt_new_site(t, SITE_LINK, i, &n);
+	t->pair = pair;
+	site->target = target;
+	site->host_off = (uint32_t)(rel - t->m->code);
+	site->flags = FLAGS_MEM;
+	t->m->cold = e.p;
+	bt_add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, PAIR_CANONICAL), n);
+	return rel - 1;
+}
+
+/* For the return: call i is about to push the address of what follows, which is in scratch register `a`. */
+static void put_return_note(struct trans *t, unsigned i, unsigned a)
+{
+	unsigned b = a == t0_of(t) ? t1_of(t) : t0_of(t);
+	bool user = t->kind != CODE_KERNEL;
+	struct emit *e = &t->e;
+
+	if (!notes_returns(t))
+		return;
+	e_rorx(e, b, GPR_RSP, RETURN_SHIFT);
+	e_movzx8(e, b, b);
+	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].rip));
+	e_lea_code(e, a, put_landing(t, i, t->plan.step[i].rip + t->plan.step[i].in.len));
+	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].host));
+}
 
 /* To a routine of runtime.S that takes r10 and r11. */
 static void put_routine(struct trans *t, const char *routine)
@@ -252,6 +327,7 @@ void bt_put_call(struct trans *t, unsigned i)
 		t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
 	e_mov_imm(e, a, next);
 	bt_put_store(t, mem, a);
+	put_return_note(t, i, a);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	if (direct) {
 		if (keeps_flags(t))
@@ -275,7 +351,7 @@ void bt_put_ret(struct trans *t, unsigned i)
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
 	bt_adjust_rsp(t, 8 + extra);
 	bt_settle_rsp(t);
-	put_indirect(t, a);
+	put_return(t, a);
 }
 
 void bt_put_jump(struct trans *t, unsigned i)

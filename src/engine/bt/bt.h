@@ -72,6 +72,15 @@ struct jump_cache {
 	bool local; /* some entry's page is not global */
 };
 
+/* Where returns find the code behind their call: by rsp, written by calls.  One for user code, which is for one address
+ * space, one for the kernel's.  `host` leads to a direct jump to `rip`, or to the look-up. */
+#define RETURN_SHIFT 4
+#define RETURNS 256
+struct return_cache {
+	uint64_t rip[RETURNS];
+	uint64_t host[RETURNS];
+};
+
 #define PAGE_IDS 512
 #define MAX_BINDINGS 65536u
 
@@ -510,6 +519,7 @@ struct bt_vcpu {
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 	uint64_t string_source; /* spill of a string instruction */
+	struct return_cache returns[2]; /* [user] */
 	struct bt_fast fast;
 
 	/* C only */
@@ -620,6 +630,7 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became c
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_cache *m);              /* all code went */
 void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space);
+void bt_returns_forget(struct bt_vcpu *bv, bool user);
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)

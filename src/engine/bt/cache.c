@@ -810,6 +810,8 @@ void bt_cache_evict(struct bt_cache *m)
 	victim = find_victim(m);
 	m->generation++;
 	m->stats.evictions++;
+	bt_returns_forget(m->bv, false);
+	bt_returns_forget(m->bv, true);
 	empty_segment(m, &m->segment[victim]);
 	use_segment(m, victim);
 }

@@ -114,6 +114,13 @@ static inline void e_rorx(struct emit *e, unsigned dst, unsigned src, unsigned n
 	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
 	e8(e, n);
 }
+static inline void e_movzx8(struct emit *e, unsigned dst, unsigned src)
+{
+	e8(e, 0x40 | (dst >= 8 ? 4 : 0) | (src >= 8 ? 1 : 0));
+	e8(e, 0x0f);
+	e8(e, 0xb6);
+	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
+}
 /* opcode reg, gs:[index * 8 + off], 64 bits. */
 static inline void e_gs_index8(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t off)
 {
@@ -130,6 +137,14 @@ static inline void e_load_area(struct emit *e, unsigned reg, unsigned index, uin
 {
 	e8(e, 0x67);
 	e_gs_index8(e, 0x8b, reg, index, off);
+}
+
+static inline void e_lea_code(struct emit *e, unsigned reg, const void *to)
+{
+	e8(e, 0x48 | (reg >= 8 ? 4 : 0));
+	e8(e, 0x8d);
+	e8(e, 0x05 | (reg & 7) << 3);
+	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
 }
 
 /* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */

@@ -306,6 +306,8 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 		return to->host;
 	same_page = !((site->target ^ bt_block_rip(from, site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
 	bt_link(m, n, to, binding, same_page, binding->global);
+	/* Returns may lead there from elsewhere. */
+	bv->jumps->local = bv->jumps->local || !binding->global;
 	return to->host;
 }
 

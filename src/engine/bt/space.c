@@ -58,8 +58,15 @@ static void jump_clear(struct bt_cache *m, struct jump_entry *j)
 	j->host = (uint64_t)m->lookup_exit;
 }
 
+void bt_returns_forget(struct bt_vcpu *bv, bool user)
+{
+	for (unsigned i = 0; i < RETURNS; i++)
+		bv->returns[user].host[i] = (uint64_t)bv->m->lookup_exit;
+}
+
 static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 {
+	bt_returns_forget(m->bv, c != m->bv->kernel_jumps);
 	if (c->fills <= FILL_LOG)
 		for (uint32_t i = 0; i < c->fills; i++)
 			jump_clear(m, &c->entry[c->log[i]]);
@@ -269,6 +276,7 @@ void bt_space_select(struct bt_vcpu *bv)
 		if (bv->kernel_jumps->local)
 			jumps_reset(bv->m, bv->kernel_jumps);
 		slots_flush_local(bv);
+		bt_returns_forget(bv, true);
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
@@ -336,6 +344,7 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 {
 	bool logged = c->fills <= FILL_LOG;
 
+	bt_returns_forget(m->bv, c != m->bv->kernel_jumps);
 	for (unsigned n = 0; n < (logged ? c->fills : JUMP_ENTRIES); n++) {
 		struct jump_entry *j = &c->entry[logged ? c->log[n] : n];
 
@@ -546,6 +555,8 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
 	jump_clear(bv->m, &bv->kernel_jumps->entry[0]);
+	bt_returns_forget(bv, false);
+	bt_returns_forget(bv, true);
 	bt_window_init(bv);
 	return 0;
 }
