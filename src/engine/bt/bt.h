@@ -115,6 +115,7 @@ struct bt_space {
 	uint32_t tlb_fills, page_fills;
 	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
+	uint64_t epoch; /* changes when some page may no longer be shown; unique in its vcpu */
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
 #define SHOWN 1u
 #define SHOWN_GLOBAL 2u
@@ -219,7 +220,7 @@ enum site_kind {
 	SITE_LINK, /* direct jump not linked yet */
 	SITE_POLL, /* attention at a loop edge */
 	SITE_PAUSE, /* many PAUSEs */
-	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated */
+	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated; at its head (`slotted`): look at its pages */
 	SITE_KINDS
 };
 
@@ -520,6 +521,7 @@ struct bt_vcpu {
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 	uint64_t string_source; /* spill of a string instruction */
 	struct return_cache returns[2]; /* [user] */
+	uint64_t epoch; /* of the user space of `set` */
 	struct bt_fast fast;
 
 	/* C only */
@@ -532,7 +534,7 @@ struct bt_vcpu {
 	uint64_t xmask;
 	struct space_set sets[SPACE_SETS];
 	struct space_set *set;
-	uint64_t stamp;
+	uint64_t stamp, epochs; /* epochs: the last one given */
 	uint32_t trap; /* SITE_FAULT */
 	uint64_t trap_rip;
 	gpa_t trap_gpa;          /* in a block: of the instruction */
@@ -687,10 +689,15 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsi
 struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			      unsigned *count);
 struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
+/* Whether the current space shows all pages of a trace. */
+bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b);
+/* A trace does not fit: its way in is for others. */
+void bt_trace_avoid(struct bt_cache *m, struct bt_block *b);
 void bt_block_insert(struct bt_cache *m, struct bt_block *b);
 void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
+void bt_traces_trim(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind); /* not too many that begin there */
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);

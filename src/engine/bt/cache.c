@@ -316,7 +316,7 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsi
 		if (b->rip != rip || b->gpa != gpa || b->kind != kind)
 			continue;
 		if (b->trace) {
-			if (!plain)
+			if (!plain && bt_trace_fits(m->bv, b))
 				return b;
 			continue;
 		}
@@ -411,6 +411,37 @@ static void unlink_site(struct bt_cache *m, struct bt_site *site)
 	site->linked = 0;
 }
 
+static void unlink_in(struct bt_cache *m, struct bt_block *b)
+{
+	for (uint32_t i = b->links_in; i; i = m->sites[i].next_in) {
+		unlink_site(m, &m->sites[i]);
+		m->sites[i].linked_to = NULL;
+	}
+	b->links_in = 0;
+}
+
+bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b)
+{
+	uint64_t generation = bv->m->generation;
+	bool fault = false;
+
+	if (b->kind == CODE_KERNEL || bv->m->nbindings + PIECES_MAX > MAX_BINDINGS)
+		return b->kind == CODE_KERNEL; /* (which looks at each page on its way) */
+	for (unsigned i = 0; i < b->npieces; i++) {
+		const struct bt_binding *page = bt_find_page(bv, b[i].rip, &fault);
+
+		if (!page || generation != bv->m->generation || page->gpa != (b[i].gpa & ~(gpa_t)GUEST_PAGE_MASK))
+			return false;
+	}
+	return true;
+}
+
+void bt_trace_avoid(struct bt_cache *m, struct bt_block *b)
+{
+	unlink_in(m, b);
+	bt_space_drop_jumps(m, b->rip);
+}
+
 static void block_remove(struct bt_cache *m, struct bt_block *b)
 {
 	struct bt_block **at = &m->hash[block_hash(b->rip, b->gpa)];
@@ -418,11 +449,7 @@ static void block_remove(struct bt_cache *m, struct bt_block *b)
 	while (*at != b)
 		at = &(*at)->hash_next;
 	*at = b->hash_next;
-	for (uint32_t i = b->links_in; i; i = m->sites[i].next_in) {
-		unlink_site(m, &m->sites[i]);
-		m->sites[i].linked_to = NULL;
-	}
-	b->links_in = 0;
+	unlink_in(m, b);
 	b->valid = 0;
 	m->live_blocks--;
 	bt_space_drop_jumps(m, b->rip);
@@ -489,6 +516,23 @@ void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 
 	while ((b = bt_block_any(m, rip, gpa, kind, &count)) != NULL)
 		bt_block_drop(m, b);
+}
+
+/* Each process with code in common but libraries elsewhere has traces of its own; old ones go. */
+#define TRACES_ALIKE 4
+
+void bt_traces_trim(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
+{
+	struct bt_block *last = NULL;
+	unsigned count = 0;
+
+	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
+		if (b->rip == rip && b->gpa == gpa && b->kind == kind && b->trace) {
+			last = b;
+			count++;
+		}
+	if (count > TRACES_ALIKE)
+		bt_block_drop(m, last);
 }
 
 /* --- hints --- */

@@ -745,6 +745,7 @@ static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
 		if (p->piece[k].rip >> GUEST_PAGE_SHIFT == p->step[i].rip >> GUEST_PAGE_SHIFT)
 			return;
 	p->step[i].page = page;
+	p->npages++;
 }
 
 int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,
@@ -758,6 +759,7 @@ int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, 
 	p->trace = true;
 	p->window = kind == CODE_WINDOW;
 	p->n = p->npieces = 0;
+	p->npages = 1;
 	for (unsigned i = 0; i < n && i < PLAN_MAX; i++) {
 		struct step *s = &p->step[i];
 		unsigned room = GUEST_PAGE_SIZE - (unsigned)(path[i].gpa & GUEST_PAGE_MASK);

@@ -85,7 +85,7 @@ struct piece {
 };
 
 struct plan {
-	unsigned n, npieces;
+	unsigned n, npieces, npages;
 	bool trace, window;
 	struct piece piece[PIECES_MAX];
 	const struct bt_binding *second; /* the one instruction goes on in this page */

@@ -441,8 +441,21 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			bv->yields = true;
 			v->rip = site.target;
 			return 0;
-		case SITE_POLL:
-		case SITE_PAGE: v->rip = site.target; return 0;
+		case SITE_PAGE:
+			v->rip = site.target;
+			if (!site.slotted)
+				return 0;
+			bt_space_select(bv);
+			if (!bt_trace_fits(bv, b)) {
+				bt_trace_avoid(m, b);
+				return 0;
+			}
+			if (generation != m->generation || !b->valid)
+				return 0;
+			bv->slots[bv->site].tag = bv->epoch;
+			pc = m->code + site.host_off;
+			continue;
+		case SITE_POLL: v->rip = site.target; return 0;
 		case SITE_LINK:
 			pc = follow_link(bv, bv->site, &fault);
 			if (fault)

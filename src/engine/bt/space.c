@@ -78,8 +78,16 @@ static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 	c->local = false;
 }
 
+static void epoch_next(struct bt_vcpu *bv, struct bt_space *s)
+{
+	s->epoch = ++bv->epochs;
+	if (bv->set && bv->set->space[SPACE_USER] == s)
+		bv->epoch = s->epoch;
+}
+
 static void shows_reset(struct bt_cache *m, struct bt_space *s)
 {
+	epoch_next(m->bv, s);
 	if (s->page_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->page_fills; i++)
 			s->shows[s->page_log[i]] = 0;
@@ -174,6 +182,7 @@ static void space_reset_local(struct bt_cache *m, struct bt_space *s)
 {
 	uint32_t fills = s->tlb_fills, pages = s->page_fills;
 
+	epoch_next(m->bv, s);
 	s->tlb_fills = s->page_fills = 0;
 	for (unsigned n = 0; n < (fills <= FILL_LOG ? fills : TLB_ENTRIES); n++) {
 		unsigned index = fills <= FILL_LOG ? s->tlb_log[n] : n;
@@ -235,6 +244,7 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 		tlb_clear(s, 0);
 		jump_clear(bv->m, &s->jump.entry[0]);
 		set->space[kind] = s;
+		epoch_next(bv, s);
 	}
 	return s;
 }
@@ -272,6 +282,7 @@ void bt_space_select(struct bt_vcpu *bv)
 		bv->set = set_find(bv, root);
 		bv->set->used = ++bv->stamp;
 		bv->space_kernel = NULL;
+		bv->epoch = bv->set->space[SPACE_USER] ? bv->set->space[SPACE_USER]->epoch : 0;
 		bt_fast_forget(bv);
 		if (bv->kernel_jumps->local)
 			jumps_reset(bv->m, bv->kernel_jumps);
@@ -280,6 +291,7 @@ void bt_space_select(struct bt_vcpu *bv)
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
+		bv->epoch = bv->space->epoch;
 		bv->jumps = &bv->space->jump;
 		bt_window_enter(bv);
 		return;
@@ -377,6 +389,7 @@ static void flush_large_code(struct bt_vcpu *bv, struct bt_space *s, gva_t va, u
 		if (b->vpage >> (shift - GUEST_PAGE_SHIFT) != va >> shift || !s->shows[i])
 			continue;
 		s->shows[i] = 0;
+		epoch_next(bv, s);
 		drop_page_jumps(m, b->user ? &s->jump : bv->kernel_jumps, b->vpage);
 		bv->redispatch = true;
 	}
@@ -413,6 +426,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
 			s->shows[b->id] = 0;
+			epoch_next(bv, s);
 			drop_page_jumps(m, &s->jump, vpage);
 			bv->redispatch = true;
 		}

@@ -535,7 +535,28 @@ static void put_crossing_guard(struct trans *t)
 	bt_leave_at(t, rel, SITE_CROSS, 0);
 }
 
-/* In a trace that goes on in another page: is it still the one translated? */
+/* At the head of a trace of user code with several pages: was it found that they are all shown, and has nothing happened
+ * to the space since? */
+static void put_epoch_check(struct trans *t)
+{
+	unsigned t1 = t1_of(t);
+	struct bt_site *site;
+	const uint8_t *retry;
+	uint32_t n;
+
+	bt_about_to_clobber(t, t->plan.step[0].live);
+	retry = t->e.p;
+	n = t->m->nsites;
+	e_load_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
+	e_gs(&t->e, 0x3b, t1, true, GS_OFFSET(epoch)); /* cmp */
+	site = bt_leave_at(t, e_jcc(&t->e, CC_NE, t->e.p), SITE_PAGE, 0);
+	site->target = t->b->rip;
+	site->slotted = 1;
+	site->host_off = (uint32_t)(retry - t->m->code);
+	t->m->bv->slots[n].tag = 0;
+}
+
+/* In a trace of kernel code that goes on in another page: is it still the one translated? */
 static void put_page_check(struct trans *t, unsigned i)
 {
 	uint8_t *rel;
@@ -596,9 +617,9 @@ static void put_step(struct trans *t, unsigned i)
 	struct step *s = &t->plan.step[i];
 	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
-	if (s->page || !takes_rsp_due(s))
+	if (!takes_rsp_due(s))
 		bt_settle_rsp(t);
-	if (s->page)
+	if (s->page && t->kind == CODE_KERNEL)
 		put_page_check(t, i);
 	bt_free_operands(t, i);
 	note_map(t, i);
@@ -703,6 +724,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
 		put_crossing_guard(t);
+	if (t->plan.trace && t->plan.npages > 1 && t->kind != CODE_KERNEL)
+		put_epoch_check(t);
 	if (t->slots)
 		put_counter(t);
 	for (unsigned i = 0; i < t->plan.n; i++) {
@@ -805,6 +828,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->kind);
 	finish_block(t);
 	put_entry(t);
+	bt_traces_trim(m, t->b->rip, t->b->gpa, t->kind);
 	m->stats.traces++;
 	m->stats.trace_insns += t->plan.n;
 	return t->b;
