@@ -42,15 +42,13 @@ static void put_poll(struct trans *t, unsigned i, uint64_t target)
 static unsigned target_flags(struct trans *t, uint64_t target)
 {
 	struct bt_block *b = t->b;
-	unsigned count;
 
 	if (target == b->rip)
 		return t->plan.step[0].live;
 	if ((target ^ b->rip) & ~(uint64_t)GUEST_PAGE_MASK)
 		return RFLAGS_ARITH;
 	b = bt_block_any(t->m, target,
-			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->kind,
-			 &count);
+			 (b->gpa & ~(gpa_t)GUEST_PAGE_MASK) | (target & GUEST_PAGE_MASK), t->kind);
 	if (!b)
 		return RFLAGS_ARITH;
 	b->relied = 1; /* if its code changes, this block goes, too */

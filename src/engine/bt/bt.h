@@ -279,7 +279,6 @@ struct insn_map {
 struct bt_block {
 	uint64_t rip;
 	gpa_t gpa;
-	struct bt_block *hash_next;
 	uint8_t *host;
 	uint32_t host_len;
 	uint16_t guest_len;
@@ -300,6 +299,12 @@ struct bt_block {
 	 * goes on in the next page, has a shadow: a record without code on its page's list, so that writes
 	 * there are seen. */
 	struct bt_block *shadow_of;
+};
+
+/* A place in the index of blocks: a look-up touches a line of those, and then the block it is for. */
+struct block_place {
+	uint32_t hash;
+	uint32_t number; /* of the block, plus 1; 0: free */
 };
 
 /* A virtual page that shows a guest-physical page, as code. */
@@ -355,7 +360,6 @@ struct bt_hints {
 
 #define CANDIDATES 1024u
 
-#define BLOCK_HASH (1u << 19)
 #define BINDING_HASH (1u << 12)
 
 /* Developer's switches: TAKT_BT=name,name… in the environment (docs/translator.md). */
@@ -440,7 +444,8 @@ struct bt_cache {
 	uint32_t nblocks, max_blocks;
 	struct insn_map *maps;
 	uint32_t nmaps, max_maps;
-	struct bt_block *hash[BLOCK_HASH];
+	struct block_place *index; /* of the blocks that are valid; index_places: of its table */
+	uint32_t index_places;
 	struct bt_binding *bindings[BINDING_HASH];
 	struct bt_binding *binding_pool;
 	uint32_t nbindings, top_binding; /* next free; the highest ever used */
@@ -682,12 +687,12 @@ void bt_cache_heat(struct bt_cache *m, const uint8_t *pc);
 #define COLD_RESERVE (64 * KiB)
 void bt_cache_reserve(struct bt_cache *m);
 void bt_cache_reserve_link(struct bt_cache *m); /* likewise, for a link */
-/* The block for an entry state, or a trace (in whatever state) unless `plain`. */
+/* The block for an entry state, or a trace (in whatever state) unless `plain`.  Where the state is not the canonical
+ * one, also a block in another, if that is to be converted; with PAIR_NONE, only a trace. */
 struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			       unsigned pair, unsigned flags, bool plain);
-/* Any version, for what versions have in common; NULL if none.  *count: how many there are. */
-struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
-			      unsigned *count);
+/* Any version but a trace, for what versions have in common; NULL if none. */
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
 struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
 /* Whether the current space shows all pages of a trace. */
 bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b);
@@ -697,7 +702,7 @@ void bt_block_insert(struct bt_cache *m, struct bt_block *b);
 void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
-void bt_traces_trim(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind); /* not too many that begin there */
+void bt_traces_trim(struct bt_cache *m, struct bt_block *keep); /* not too many that begin where it does */
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);

@@ -83,15 +83,73 @@ static void use_segment(struct bt_cache *m, unsigned i)
 	bt_perf_moved(m);
 }
 
+/* The index of blocks: open addressing with linear probing.  A table of n places is at [n, 2n) of `index`, so it
+ * can double without a call of the host's; what is not in use is all zeros.
+ *
+ *   index:  | - | ... | n places | 2n places         | ...
+ */
+#define INDEX_LEAST (1u << 14)
+
+static uint32_t index_hash(uint64_t rip, gpa_t gpa, unsigned kind)
+{
+	uint64_t h = (rip ^ (gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u ^ (uint64_t)kind << 62) * 0x9e3779b97f4a7c15ull;
+
+	return (uint32_t)(h >> 32);
+}
+
+/* How many places the largest table has: more than blocks by a half. */
+static uint32_t index_most(const struct bt_cache *m)
+{
+	uint32_t places = INDEX_LEAST;
+
+	while (places < m->max_blocks + m->max_blocks / 2)
+		places *= 2;
+	return places;
+}
+
+static size_t index_bytes(const struct bt_cache *m)
+{
+	return 2 * (size_t)index_most(m) * sizeof(*m->index);
+}
+
+static void index_put(struct bt_cache *m, struct block_place at)
+{
+	uint32_t mask = m->index_places - 1, i = at.hash;
+	struct block_place *table = m->index + m->index_places;
+
+	while (table[i & mask].number)
+		i++;
+	table[i & mask] = at;
+}
+
+static void index_grow(struct bt_cache *m)
+{
+	uint32_t places = m->index_places;
+	struct block_place *old = m->index + places;
+
+	m->index_places = 2 * places;
+	for (uint32_t i = 0; i < places; i++)
+		if (old[i].number)
+			index_put(m, old[i]);
+	x86_zero(old, places * sizeof(*old));
+}
+
+static void index_clear(struct bt_cache *m)
+{
+	if (m->index_places)
+		x86_zero(m->index + m->index_places, m->index_places * sizeof(*m->index));
+	m->index_places = INDEX_LEAST;
+	m->live_blocks = 0;
+}
+
 static void code_reset(struct bt_cache *m)
 {
 	struct emit e;
 
 	divide(m);
 	use_segment(m, 0);
-	m->live_blocks = 0;
+	index_clear(m);
 	m->nbindings = 1;
-	x86_zero(m->hash, sizeof(m->hash));
 	x86_zero(m->bindings, sizeof(m->bindings));
 	if (m->common) /* thunks stay */
 		return;
@@ -132,8 +190,9 @@ int bt_cache_init(struct bt_cache *m, struct error *err)
 	m->maps = map_array(m->max_maps * sizeof(*m->maps), err);
 	m->stubs = map_array(m->max_sites * sizeof(*m->stubs), err);
 	m->binding_pool = map_array(MAX_BINDINGS * sizeof(*m->binding_pool), err);
+	m->index = map_array(index_bytes(m), err);
 	m->pages = map_array((m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages), err);
-	if (!m->sites || !m->blocks || !m->maps || !m->stubs || !m->binding_pool || !m->pages)
+	if (!m->sites || !m->blocks || !m->maps || !m->stubs || !m->binding_pool || !m->index || !m->pages)
 		return -ENOMEM;
 	code_reset(m);
 	return 0;
@@ -153,6 +212,8 @@ void bt_cache_destroy(struct bt_cache *m)
 		munmap(m->stubs, m->max_sites * sizeof(*m->stubs));
 	if (m->binding_pool)
 		munmap(m->binding_pool, MAX_BINDINGS * sizeof(*m->binding_pool));
+	if (m->index)
+		munmap(m->index, index_bytes(m));
 	if (m->pages)
 		munmap(m->pages, (m->ram->size >> GUEST_PAGE_SHIFT) * sizeof(*m->pages));
 }
@@ -300,26 +361,74 @@ void bt_put_stub(struct bt_cache *m, struct icache_entry *e, uint8_t *stub)
 
 /* --- blocks --- */
 
-static unsigned block_hash(uint64_t rip, gpa_t gpa)
+static void index_add(struct bt_cache *m, const struct bt_block *b)
 {
-	uint64_t h = (rip ^ (gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u) * 0x9e3779b97f4a7c15ull;
+	if (++m->live_blocks > m->index_places / 8 * 5 && m->index_places < index_most(m))
+		index_grow(m);
+	index_put(m, (struct block_place){index_hash(b->rip, b->gpa, b->kind), (uint32_t)(b - m->blocks) + 1});
+}
 
-	return (unsigned)(h >> 40) & (BLOCK_HASH - 1);
+static void index_remove(struct bt_cache *m, const struct bt_block *b)
+{
+	struct block_place *table = m->index + m->index_places;
+	uint32_t mask = m->index_places - 1, i = index_hash(b->rip, b->gpa, b->kind), hole;
+
+	while (table[i & mask].number != (uint32_t)(b - m->blocks) + 1)
+		i++;
+	/* What follows moves up, unless it would come before where its search begins. */
+	for (hole = i++; table[i & mask].number; i++)
+		if (((i - table[i & mask].hash) & mask) >= i - hole) {
+			table[hole & mask] = table[i & mask];
+			hole = i;
+		}
+	table[hole & mask].number = 0;
+	m->live_blocks--;
+}
+
+/* The blocks at an address, one after the other. */
+struct index_walk {
+	uint64_t rip;
+	gpa_t gpa;
+	unsigned kind;
+	uint32_t hash, at;
+};
+
+static struct index_walk index_walk(uint64_t rip, gpa_t gpa, unsigned kind)
+{
+	uint32_t hash = index_hash(rip, gpa, kind);
+
+	return (struct index_walk){rip, gpa, kind, hash, hash};
+}
+
+static struct bt_block *index_next(const struct bt_cache *m, struct index_walk *w)
+{
+	const struct block_place *table = m->index + m->index_places, *p;
+
+	while ((p = &table[w->at++ & (m->index_places - 1)])->number) {
+		struct bt_block *b = &m->blocks[p->number - 1];
+
+		if (p->hash == w->hash && b->rip == w->rip && b->gpa == w->gpa && b->kind == w->kind)
+			return b;
+	}
+	return NULL;
 }
 
 struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
 			       unsigned pair, unsigned flags, bool plain)
 {
-	struct bt_block *b = m->hash[block_hash(rip, gpa)], *found = NULL, *close = NULL;
+	struct index_walk walk = index_walk(rip, gpa, kind);
+	struct bt_block *b, *found = NULL, *close = NULL, *any = NULL;
+	unsigned count = 0;
 
-	for (; b; b = b->hash_next) {
-		if (b->rip != rip || b->gpa != gpa || b->kind != kind)
-			continue;
+	while ((b = index_next(m, &walk)) != NULL) {
 		if (b->trace) {
 			if (!plain && bt_trace_fits(m->bv, b))
 				return b;
 			continue;
 		}
+		count++;
+		if (!any)
+			any = b;
 		if (b->pair != pair)
 			continue;
 		if (b->flags == flags)
@@ -327,21 +436,23 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsi
 		else if (!b->flags_in)
 			close = b; /* the flags are dead: where they are is all the same */
 	}
-	return found ? found : close;
+	if (found || close)
+		return found ? found : close;
+	/* Few versions of a block: converting is cheap, and what is hot becomes a trace. */
+	if (any && pair != PAIR_NONE && !(pair == PAIR_CANONICAL && flags == FLAGS_MEM) &&
+	    (any->flags == flags || !any->flags_in || count >= 2))
+		return any;
+	return NULL;
 }
 
-struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind,
-			      unsigned *count)
+struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 {
-	struct bt_block *found = NULL;
+	struct index_walk walk = index_walk(rip, gpa, kind);
+	struct bt_block *b;
 
-	*count = 0;
-	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
-		if (b->rip == rip && b->gpa == gpa && b->kind == kind && !b->trace) {
-			found = b;
-			++*count;
-		}
-	return found;
+	while ((b = index_next(m, &walk)) != NULL && b->trace)
+		;
+	return b;
 }
 
 /* The segment whose hot code `pc` is in, or NULL. */
@@ -392,14 +503,11 @@ struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc)
 
 void bt_block_insert(struct bt_cache *m, struct bt_block *b)
 {
-	unsigned h = block_hash(b->rip, b->gpa);
 	uint64_t index = ram_page_index(m->ram, b->gpa);
 
 	if (!b->shadow_of) {
-		b->hash_next = m->hash[h];
-		m->hash[h] = b;
+		index_add(m, b);
 		b->valid = 1;
-		m->live_blocks++;
 	}
 	b->page_next = m->pages[index];
 	m->pages[index] = b;
@@ -444,14 +552,9 @@ void bt_trace_avoid(struct bt_cache *m, struct bt_block *b)
 
 static void block_remove(struct bt_cache *m, struct bt_block *b)
 {
-	struct bt_block **at = &m->hash[block_hash(b->rip, b->gpa)];
-
-	while (*at != b)
-		at = &(*at)->hash_next;
-	*at = b->hash_next;
+	index_remove(m, b);
 	unlink_in(m, b);
 	b->valid = 0;
-	m->live_blocks--;
 	bt_space_drop_jumps(m, b->rip);
 	m->stats.invalidated_blocks++;
 }
@@ -511,28 +614,28 @@ void bt_block_drop(struct bt_cache *m, struct bt_block *b)
 
 void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 {
-	unsigned count;
 	struct bt_block *b;
 
-	while ((b = bt_block_any(m, rip, gpa, kind, &count)) != NULL)
+	while ((b = bt_block_any(m, rip, gpa, kind)) != NULL)
 		bt_block_drop(m, b);
 }
 
 /* Each process with code in common but libraries elsewhere has traces of its own; old ones go. */
 #define TRACES_ALIKE 4
 
-void bt_traces_trim(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
+void bt_traces_trim(struct bt_cache *m, struct bt_block *keep)
 {
-	struct bt_block *last = NULL;
+	struct index_walk walk = index_walk(keep->rip, keep->gpa, keep->kind);
+	struct bt_block *b, *other = NULL;
 	unsigned count = 0;
 
-	for (struct bt_block *b = m->hash[block_hash(rip, gpa)]; b; b = b->hash_next)
-		if (b->rip == rip && b->gpa == gpa && b->kind == kind && b->trace) {
-			last = b;
+	while ((b = index_next(m, &walk)) != NULL)
+		if (b->trace && b != keep) {
+			other = other ? other : b;
 			count++;
 		}
-	if (count > TRACES_ALIKE)
-		bt_block_drop(m, last);
+	if (count >= TRACES_ALIKE)
+		bt_block_drop(m, other);
 }
 
 /* --- hints --- */

@@ -240,14 +240,6 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 	kind = bt_code_kind(bv);
 	gpa = (*binding)->gpa | (v->rip & GUEST_PAGE_MASK);
 	b = bt_block_find(m, v->rip, gpa, kind, pair, flags, plain);
-	if (!b && (pair != PAIR_CANONICAL || flags != FLAGS_MEM)) {
-		unsigned count;
-		struct bt_block *any = bt_block_any(m, v->rip, gpa, kind, &count);
-
-		/* Few versions of a block: converting is cheap, and what is hot becomes a trace. */
-		if (any && (any->flags == flags || !any->flags_in || count >= 2))
-			b = any;
-	}
 	if (b)
 		return b;
 	generation = m->generation;

@@ -828,7 +828,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->kind);
 	finish_block(t);
 	put_entry(t);
-	bt_traces_trim(m, t->b->rip, t->b->gpa, t->kind);
+	bt_traces_trim(m, t->b);
 	m->stats.traces++;
 	m->stats.trace_insns += t->plan.n;
 	return t->b;
