@@ -181,39 +181,32 @@ static void put_return(struct trans *t, unsigned reg)
 	e32(e, GS_OFFSET(returns[user].host));
 }
 
-/* A direct jump to `target` from the canonical state, flags in memory, in cold code. */
-static const uint8_t *put_landing(struct trans *t, unsigned i, uint64_t target)
-{
-	struct emit e = {t->m->cold};
-	uint8_t *rel = e_jmp(&e, e.p), pair = t->pair;
-	struct bt_site *site;
-	uint32_t n;
-
-	t->pair = PAIR_CANONICAL;
-	site = bt_new_site(t, SITE_LINK, i, &n);
-	t->pair = pair;
-	site->target = target;
-	site->host_off = (uint32_t)(rel - t->m->code);
-	site->flags = FLAGS_MEM;
-	t->m->cold = e.p;
-	bt_add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, PAIR_CANONICAL), n);
-	return rel - 1;
-}
-
-/* For the return: call i is about to push the address of what follows, which is in scratch register `a`. */
+/* For the return: call i is about to push the address of what follows, which is in scratch register `a`.  A direct jump
+ * from there, in the canonical state and flags in memory, is linked as any other, but that what is patched is the address
+ * that goes into the return cache. */
 static void put_return_note(struct trans *t, unsigned i, unsigned a)
 {
-	unsigned b = a == t0_of(t) ? t1_of(t) : t0_of(t);
+	unsigned b = a == t0_of(t) ? t1_of(t) : t0_of(t), pair = t->pair;
 	bool user = t->kind != CODE_KERNEL;
 	struct emit *e = &t->e;
+	struct bt_site *site;
+	uint8_t *rel;
+	uint32_t n;
 
 	if (!notes_returns(t))
 		return;
 	e_rorx(e, b, GPR_RSP, RETURN_SHIFT);
 	e_movzx8(e, b, b);
 	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].rip));
-	e_lea_code(e, a, put_landing(t, i, t->plan.step[i].rip + t->plan.step[i].in.len));
+	rel = e_lea_code(e, a, e->p);
 	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].host));
+	t->pair = PAIR_CANONICAL;
+	site = bt_new_site(t, SITE_LINK, i, &n);
+	t->pair = (uint8_t)pair;
+	site->target = t->plan.step[i].rip + t->plan.step[i].in.len;
+	site->host_off = (uint32_t)(rel - t->m->code);
+	site->flags = FLAGS_MEM;
+	bt_add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, PAIR_CANONICAL), n);
 }
 
 /* To a routine of runtime.S that takes r10 and r11. */

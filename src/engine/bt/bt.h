@@ -73,7 +73,8 @@ struct jump_cache {
 };
 
 /* Where returns find the code behind their call: by rsp, written by calls.  One for user code, which is for one address
- * space, one for the kernel's.  `host` leads to a direct jump to `rip`, or to the look-up. */
+ * space, one for the kernel's.  `host`: code of the block at `rip` in the canonical entry state, the exit that links it,
+ * or the look-up. */
 #define RETURN_SHIFT 4
 #define RETURNS 256
 struct return_cache {

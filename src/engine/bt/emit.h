@@ -139,12 +139,14 @@ static inline void e_load_area(struct emit *e, unsigned reg, unsigned index, uin
 	e_gs_index8(e, 0x8b, reg, index, off);
 }
 
-static inline void e_lea_code(struct emit *e, unsigned reg, const void *to)
+/* lea reg, [rip + to]; returns where the rel32 is. */
+static inline uint8_t *e_lea_code(struct emit *e, unsigned reg, const void *to)
 {
 	e8(e, 0x48 | (reg >= 8 ? 4 : 0));
 	e8(e, 0x8d);
 	e8(e, 0x05 | (reg & 7) << 3);
 	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
+	return e->p - 4;
 }
 
 /* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */

@@ -60,8 +60,9 @@ static void jump_clear(struct bt_cache *m, struct jump_entry *j)
 
 void bt_returns_forget(struct bt_vcpu *bv, bool user)
 {
-	for (unsigned i = 0; i < RETURNS; i++)
-		bv->returns[user].host[i] = (uint64_t)bv->m->lookup_exit;
+	uint64_t *to = bv->returns[user].host, n = RETURNS;
+
+	__asm__ volatile("rep stosq" : "+D"(to), "+c"(n) : "a"(bv->m->lookup_exit) : "memory");
 }
 
 static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
@@ -493,6 +494,9 @@ void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip)
 {
 	struct bt_vcpu *bv = m->bv;
 
+	/* The return cache names code, not where it was translated from: all of it goes. */
+	bt_returns_forget(bv, false);
+	bt_returns_forget(bv, true);
 	drop_jump(m, bv->kernel_jumps, rip);
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		if (bv->sets[i].space[SPACE_USER])
