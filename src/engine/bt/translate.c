@@ -24,11 +24,18 @@
 #include <Zydis/Zydis.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine/bt/interp.h"
 #include "engine/bt/perf.h"
 #include "engine/bt/trans.h"
+
+/* The instruction as it is; what is behind its bytes is overwritten. */
+static void put_bytes(struct emit *e, const struct insn *in)
+{
+	_Static_assert(offsetof(struct insn, bytes) == 0 && sizeof(struct insn) >= 16, "one copy for all lengths");
+	__builtin_memcpy(e->p, in, 16);
+	e->p += in->len;
+}
 
 static void put_interp(struct trans *t, unsigned i, bool goes_on)
 {
@@ -373,8 +380,7 @@ static void put_string(struct trans *t, unsigned i)
 	}
 	e_rr(e, 0x29, t0, GPR_RDI, true);
 	e_rr(e, 0x01, GPR_RDI, t0, true);
-	memcpy(e->p, s->in.bytes, s->in.len);
-	e->p += s->in.len;
+	put_bytes(e, &s->in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t1, true);
 	e_rr(e, 0x29, GPR_RDI, t0, true);
@@ -443,8 +449,7 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 
 	bt_before_flags(t, s, live_after, NO_MEM);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-	memcpy(t->e.p, s->in.bytes, s->in.len);
-	t->e.p += s->in.len;
+	put_bytes(&t->e, &s->in);
 	bt_after_flags(t, s);
 }
 
@@ -459,8 +464,7 @@ static void put_lea(struct trans *t, unsigned i)
 		e_mov_imm(&t->e, in->op[0].reg, value);
 		return;
 	}
-	memcpy(t->e.p, in->bytes, in->len);
-	t->e.p += in->len;
+	put_bytes(&t->e, in);
 }
 
 static void note_map(struct trans *t, unsigned i)
@@ -615,7 +619,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->pair = (uint8_t)pair;
 	t->ncold = 0;
 	t->polled = false;
-	memset(t->checked, 0, sizeof(t->checked));
+	for (unsigned i = 0; i < ARRAY_SIZE(t->checked); i++)
+		t->checked[i] = (struct checked){0};
 	t->held[0] = t->held[1] = 0;
 	t->loop_pair = (uint8_t)pair;
 	t->loop_flags = (uint8_t)flags;
@@ -650,8 +655,10 @@ static void finish_block(struct trans *t)
 	bt_put_cold(t);
 	bt_block_insert(m, b);
 	put_shadows(t);
-	if (m->perf)
+	if (m->perf) {
+		bt_world(m->bv);
 		bt_perf_block(m, b);
+	}
 	m->stats.blocks++;
 	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;
