@@ -61,7 +61,7 @@ endif
 # Sources that run while guest vector state is live in the host's registers: they must not touch
 # a vector register, nor call into a sanitizer's run time.
 BT_RUNTIME_SRC := $(addprefix src/engine/bt/,interp.c operand.c native.c flow.c system.c string.c vector.c space.c window.c run.c cache.c share.c \
-	encode.c trace.c fast.c) \
+	encode.c trace.c fast.c plan.c translate.c access.c branch.c template.c) \
 	$(addprefix src/x86/,mmu.c segment.c event.c control.c)
 BT_RUNTIME_CFLAGS := -mgeneral-regs-only -fno-stack-protector -mno-red-zone -fno-builtin
 BT_RUNTIME := $(BT_RUNTIME_SRC:%.c=$(BUILD)/%.o)

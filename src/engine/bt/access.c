@@ -3,8 +3,6 @@
  * A failed check leaves through a cold stub, which names its site (struct bt_site); in a window there is no
  * check that could fail, but the host's page fault.
  */
-#include <string.h>
-
 #include "engine/bt/trans.h"
 
 /* --- sites and cold code --- */
@@ -13,11 +11,12 @@ struct bt_site *bt_new_site(struct trans *t, enum site_kind kind, unsigned i, ui
 {
 	struct bt_site *s = &t->m->sites[t->m->nsites];
 
-	memset(s, 0, sizeof(*s));
-	s->block = t->b;
-	s->kind = (uint8_t)kind;
-	s->guest_off = t->plan.step[i].off;
-	s->pair = t->pair;
+	*s = (struct bt_site){
+	    .block = t->b,
+	    .kind = (uint8_t)kind,
+	    .guest_off = t->plan.step[i].off,
+	    .pair = t->pair,
+	};
 	*n = t->m->nsites++;
 	return s;
 }

@@ -592,7 +592,7 @@ int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_m
 		return decode(in, bytes, len, mode, &zi);
 	len = MIN(len, (unsigned)INSN_MAX);
 	memcpy(copy, bytes, len); /* once: another vcpu may change them meanwhile */
-	if (template_find(in, copy, len))
+	if (insn_recall(in, copy, len))
 		return 0;
 	rc = decode(in, copy, len, mode, &zi);
 	if (!rc)

@@ -1,6 +1,12 @@
 /* Re-encodes an instruction for the host with another memory operand (Intel SDM 2, chapter 2). */
 #include "engine/bt/insn.h"
-#include "x86/cpu.h"
+
+/* A few bytes: a loop is faster than the string instruction of x86_copy(). */
+static void copy(uint8_t *to, const uint8_t *from, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		to[i] = from[i];
+}
 
 /* ModRM (and what follows it) for `mem`, register field of `modrm`.  EVEX scales an 8-bit displacement:
  * `wide` takes 32 bits. */
@@ -27,7 +33,7 @@ static unsigned put_tail(const struct insn *in, uint8_t *out)
 {
 	unsigned n = in->len - in->tail_off;
 
-	x86_copy(out, in->bytes + in->tail_off, n);
+	copy(out, in->bytes + in->tail_off, n);
 	return n;
 }
 
@@ -91,7 +97,7 @@ static unsigned encode_legacy(const struct insn *in, struct host_mem mem, uint8_
 		out[n++] = form[in->bytes[in->opcode_off] & 3];
 		return n + put_operand(0, mem, false, out + n);
 	}
-	x86_copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
+	copy(out + n, in->bytes + in->opcode_off, opcode_end - in->opcode_off);
 	n += opcode_end - in->opcode_off;
 	if (in->has_mem)
 		n += put_operand(in->bytes[in->modrm_off], mem, false, out + n);
@@ -155,7 +161,7 @@ static unsigned encode_evex(const struct insn *in, struct host_mem mem, uint8_t 
 unsigned insn_encode(const struct insn *in, struct host_mem mem, uint8_t *out)
 {
 	if (in->encoding == 1 && !in->modrm_off) { /* VZEROUPPER, VZEROALL */
-		x86_copy(out, in->bytes, in->len);
+		copy(out, in->bytes, in->len);
 		return in->len;
 	}
 	switch (in->encoding) {

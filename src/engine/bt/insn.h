@@ -98,7 +98,10 @@ struct insn {
  * none that exists (kind INSN_UNKNOWN is set and len is 1 at least).  Uses vector registers. */
 int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode);
 
-/* The same without what earlier calls on this thread have learnt. */
+/* The same for 64-bit mode, but only if it is a form that was decoded before: else false.  Uses no vector registers. */
+bool insn_recall(struct insn *in, const uint8_t *bytes, unsigned len);
+
+/* insn_decode() without what earlier calls on this thread have learnt. */
 int insn_decode_anew(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode);
 /* Frees what insn_decode() keeps for the calling thread. */
 void insn_thread_exit(void);

@@ -92,10 +92,13 @@ struct icache_entry *bt_fetch(struct bt_vcpu *bv)
 	    same_bytes(e->in.bytes, p, e->in.len))
 		return e;
 	x86_copy(bytes, p, have);
-	bt_world(bv);
 	e->valid = false;
 	e->has_stub = false;
-	rc = insn_decode(&e->in, bytes, have, mode);
+	rc = 0;
+	if (mode != MODE_64 || !insn_recall(&e->in, bytes, have)) {
+		bt_world(bv);
+		rc = insn_decode(&e->in, bytes, have, mode);
+	}
 	if (rc == -ENODATA && have < INSN_MAX) {
 		/* The instruction goes on in the next page. */
 		if (x86_walk(v, la + first, access, &walk))

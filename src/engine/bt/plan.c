@@ -6,7 +6,6 @@
  */
 #include <Zydis/Zydis.h>
 #include <errno.h>
-#include <string.h>
 
 #include "engine/bt/plan.h"
 
@@ -261,11 +260,20 @@ static void note_step(const struct bt_cache *m, bool user, struct step *s)
 		s->write = 0;
 	note_leaving(s);
 	s->use &= (uint16_t) ~(1u << GPR_RSP);
-	memset(s->access, 0, sizeof(s->access));
-	s->access[ACCESS_MEM].chunk = s->access[ACCESS_STACK].chunk = CHUNK_UNKNOWN;
+	for (unsigned which = 0; which < ACCESS_KINDS; which++)
+		s->access[which] = (struct access){.chunk = CHUNK_UNKNOWN};
 	s->follow = 0;
 	s->page = NULL;
 	s->off = 0;
+}
+
+/* insn_decode() with the guest's vector state where it may go on. */
+static int decode(const struct bt_cache *m, struct insn *in, const uint8_t *bytes, unsigned len)
+{
+	if (insn_recall(in, bytes, len))
+		return 0;
+	bt_world(m->bv);
+	return insn_decode(in, bytes, len, MODE_64);
 }
 
 /* The instruction at `code`, whose first `room` bytes are there, with the rest from the next page. */
@@ -274,9 +282,9 @@ static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gp
 {
 	uint8_t bytes[INSN_MAX];
 
-	memcpy(bytes, ram_host(m->ram, gpa, room), room);
-	memcpy(bytes + room, ram_host(m->ram, second->gpa, INSN_MAX - room), INSN_MAX - room);
-	if (insn_decode(&p->step[0].in, bytes, INSN_MAX, MODE_64))
+	x86_copy(bytes, ram_host(m->ram, gpa, room), room);
+	x86_copy(bytes + room, ram_host(m->ram, second->gpa, INSN_MAX - room), INSN_MAX - room);
+	if (decode(m, &p->step[0].in, bytes, INSN_MAX))
 		return -1;
 	p->step[0].rip = rip;
 	p->step[0].gpa = gpa;
@@ -670,7 +678,7 @@ int bt_plan(struct plan *p, const struct bt_cache *m, enum code_kind kind, gpa_t
 	p->window = kind == CODE_WINDOW;
 	for (p->n = 0; p->n < BLOCK_MAX && at < room; p->n++) {
 		struct step *s = &p->step[p->n];
-		int rc = insn_decode(&s->in, code + at, room - at, MODE_64);
+		int rc = decode(m, &s->in, code + at, room - at);
 
 		s->rip = rip + at;
 		s->gpa = gpa + at;
@@ -764,7 +772,7 @@ int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, 
 		struct step *s = &p->step[i];
 		unsigned room = GUEST_PAGE_SIZE - (unsigned)(path[i].gpa & GUEST_PAGE_MASK);
 
-		if (insn_decode(&s->in, ram_host(m->ram, path[i].gpa, room), room, MODE_64))
+		if (decode(m, &s->in, ram_host(m->ram, path[i].gpa, room), room))
 			break;
 		s->rip = path[i].rip;
 		s->gpa = path[i].gpa;

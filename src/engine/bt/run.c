@@ -5,7 +5,7 @@
  *        '---- TLB miss, interpret, link, poll, look-up, fault <---'
  *
  * Everything here runs with the guest's vector state possibly live in the host's registers; bt_world
- * puts it away before anything else may run (platform, libc, translator).
+ * puts it away before anything else may run (platform, libc, Zydis).
  */
 #include <stddef.h>
 
@@ -216,7 +216,6 @@ static struct bt_block *make_block(struct bt_vcpu *bv, gpa_t gpa, unsigned pair,
 	/* Where an instruction may cross, its second page must be known; a fault there is for later. */
 	if (next - rip < INSN_MAX && pair == PAIR_CANONICAL && flags == FLAGS_MEM)
 		second = bt_find_page(bv, next, &fault);
-	bt_world(bv); /* before the call: the translator's prologue may use vector registers */
 	b = bt_translate(bv, rip, gpa, pair, flags, second);
 	bt_phase(bv, PHASE_LOOKUP);
 	return b;

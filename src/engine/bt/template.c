@@ -7,12 +7,13 @@
  * making a cheap block.  Invariant: what comes out equals what Zydis would say, bit for bit; forms whose
  * meaning depends on more than the key (VEX and EVEX, three-byte opcodes, shifts by zero, ...) are left to it.
  *
- * One table a thread.  SDM 2A, 2.1 and appendix A.
+ * One table a thread.  Only template_keep() and insn_thread_exit() call into the C library.  SDM 2A, 2.1 and appendix A.
  */
 #include "engine/bt/template.h"
 
 #include <stdlib.h>
-#include <string.h>
+
+#include "x86/cpu.h"
 
 #define TEMPLATES 4096
 #define KEY_MAX 8
@@ -109,12 +110,31 @@ static unsigned key_length(const uint8_t *bytes, unsigned len, bool *shift)
 	return n <= KEY_MAX && n <= len ? n : 0;
 }
 
-static uint64_t key_of(const uint8_t *bytes, unsigned n)
-{
-	uint64_t key = 0;
+/* The first `len` bytes of an instruction, at most INSN_MAX, and zeros behind them. */
+union copy {
+	uint8_t bytes[16];
+	uint64_t half[2];
+};
 
-	memcpy(&key, bytes, n);
-	return key;
+/* Reads each byte once: another vcpu may change it meanwhile. */
+static union copy copy_of(const uint8_t *bytes, unsigned len)
+{
+	union copy c = {.half = {0, 0}};
+
+	if (len > INSN_MAX) {
+		x86_copy(&c.half[0], bytes, 8);
+		x86_copy(&c.half[1], bytes + 8, 8);
+		c.bytes[INSN_MAX] = 0;
+		return c;
+	}
+	for (unsigned i = 0; i < len; i++)
+		c.bytes[i] = ((const volatile uint8_t *)bytes)[i];
+	return c;
+}
+
+static uint64_t key_of(const union copy *c, unsigned n)
+{
+	return c->half[0] & ~0ull >> (64 - 8 * n);
 }
 
 static struct template *place(uint64_t key, unsigned n)
@@ -122,41 +142,48 @@ static struct template *place(uint64_t key, unsigned n)
 	return &table[((key + n) * 0x9e3779b97f4a7c15ull) >> 52];
 }
 
-static uint64_t constant(const uint8_t *at, unsigned size, bool is_signed)
+static uint64_t constant(const union copy *c, unsigned off, unsigned size, bool is_signed)
 {
-	uint64_t value = 0;
 	unsigned unused = 64 - size * 8;
+	uint64_t value;
 
-	memcpy(&value, at, size);
-	return is_signed ? (uint64_t)((int64_t)(value << unused) >> unused) : value;
+	__builtin_memcpy(&value, c->bytes + MIN(off, 8u), 8);
+	value = value >> (off - MIN(off, 8u)) * 8 << unused;
+	return is_signed ? (uint64_t)((int64_t)value >> unused) : value >> unused;
 }
 
-bool template_find(struct insn *in, const uint8_t *bytes, unsigned len)
+bool insn_recall(struct insn *in, const uint8_t *bytes, unsigned len)
 {
 	const struct template *t;
 	bool shift = false;
+	union copy c;
 	unsigned n;
 
-	n = table ? key_length(bytes, len, &shift) : 0;
+	if (unlikely(!table))
+		return false;
+	c = copy_of(bytes, len);
+	len = MIN(len, (unsigned)INSN_MAX);
+	n = key_length(c.bytes, len, &shift);
 	if (!n)
 		return false;
-	t = place(key_of(bytes, n), n);
-	if (t->key_len != n || t->key != key_of(bytes, n) || t->in.len > len ||
-	    (t->shift && !(bytes[t->imm_off] & 31)))
+	t = place(key_of(&c, n), n);
+	if (t->key != key_of(&c, n) || t->key_len != n || t->in.len > len ||
+	    (t->shift && !(c.bytes[t->imm_off] & 31)))
 		return false;
 	*in = t->in;
-	memset(in->bytes, 0, sizeof(in->bytes));
-	memcpy(in->bytes, bytes, MIN(len, INSN_MAX));
+	__builtin_memcpy(in->bytes, c.bytes, 8);
+	__builtin_memcpy(in->bytes + INSN_MAX - 8, c.bytes + INSN_MAX - 8, 8);
 	if (t->disp_size)
-		in->disp = (int64_t)constant(bytes + t->disp_off, t->disp_size, true);
+		in->disp = (int64_t)constant(&c, t->disp_off, t->disp_size, true);
 	if (t->imm_size)
-		in->imm = constant(bytes + t->imm_off, t->imm_size, t->imm_signed);
+		in->imm = constant(&c, t->imm_off, t->imm_size, t->imm_signed);
 	return true;
 }
 
 void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 {
 	struct template t = {.in = *in};
+	union copy c = copy_of(in->bytes, INSN_MAX);
 	bool shift = false;
 	unsigned n = key_length(in->bytes, INSN_MAX, &shift);
 
@@ -167,7 +194,7 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 		table = calloc(TEMPLATES, sizeof(*table));
 	if (!table)
 		return;
-	t.key = key_of(in->bytes, n);
+	t.key = key_of(&c, n);
 	t.key_len = (uint8_t)n;
 	t.shift = shift;
 	t.disp_off = zi->raw.disp.offset;
@@ -178,8 +205,8 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 	/* What Zydis made of the constants must be what is made of them here. */
 	if ((shift && (!t.imm_size || !(in->bytes[t.imm_off] & 31))) ||
 	    (t.disp_size && in->has_mem &&
-	     constant(in->bytes + t.disp_off, t.disp_size, true) != (uint64_t)in->disp) ||
-	    (t.imm_size && constant(in->bytes + t.imm_off, t.imm_size, t.imm_signed) != in->imm))
+	     constant(&c, t.disp_off, t.disp_size, true) != (uint64_t)in->disp) ||
+	    (t.imm_size && constant(&c, t.imm_off, t.imm_size, t.imm_signed) != in->imm))
 		return;
 	*place(t.key, n) = t;
 }

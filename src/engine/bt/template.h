@@ -6,8 +6,6 @@
 
 #include "engine/bt/insn.h"
 
-/* In 64-bit mode, of at most `len` bytes: fills `in` as insn_decode() would, or returns false. */
-bool template_find(struct insn *in, const uint8_t *bytes, unsigned len);
 /* What insn_decode() made of an instruction that it found to be good. */
 void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi);
 

@@ -175,10 +175,7 @@ bool bt_trace_here(struct bt_vcpu *bv, int *rc)
 		if (!take_step(bv, kind, rc))
 			break;
 	}
-	if (n && generation == m->generation) {
-		bt_world(bv);
-		if (!bt_translate_path(bv, bv->path, n))
-			bt_hint_add(&m->headless, bv->path[0].page->gpa | (bv->path[0].rip & GUEST_PAGE_MASK));
-	}
+	if (n && generation == m->generation && !bt_translate_path(bv, bv->path, n))
+		bt_hint_add(&m->headless, bv->path[0].page->gpa | (bv->path[0].rip & GUEST_PAGE_MASK));
 	return n != 0;
 }

@@ -24,7 +24,6 @@
 #include <Zydis/Zydis.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine/bt/interp.h"
 #include "engine/bt/perf.h"
@@ -41,6 +40,14 @@ static void note_map(struct trans *t, unsigned i)
 	    .flags = (uint8_t)flags_label(t),
 	    .rsp = (int16_t)t->rsp_due,
 	};
+}
+
+/* The instruction as it is; what is behind its bytes is overwritten. */
+static void put_bytes(struct emit *e, const struct insn *in)
+{
+	_Static_assert(offsetof(struct insn, bytes) == 0 && sizeof(struct insn) >= 16, "one copy for all lengths");
+	__builtin_memcpy(e->p, in, 16);
+	e->p += in->len;
 }
 
 static void put_interp(struct trans *t, unsigned i, bool goes_on)
@@ -396,8 +403,7 @@ static void put_window_string(struct trans *t, unsigned i)
 	e_rr(e, 0x01, GPR_RDI, t1, true);
 	note_map(t, i);
 	t->b->map[t->b->map_count - 1].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
-	memcpy(e->p, in->bytes, in->len);
-	e->p += in->len;
+	put_bytes(e, in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t0, true);
 	e_rr(e, 0x29, GPR_RDI, t1, true);
@@ -436,8 +442,7 @@ static void put_string(struct trans *t, unsigned i)
 	}
 	e_rr(e, 0x29, t0, GPR_RDI, true);
 	e_rr(e, 0x01, GPR_RDI, t0, true);
-	memcpy(e->p, s->in.bytes, s->in.len);
-	e->p += s->in.len;
+	put_bytes(e, &s->in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t1, true);
 	e_rr(e, 0x29, GPR_RDI, t0, true);
@@ -506,8 +511,7 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 
 	bt_before_flags(t, s, live_after, NO_MEM);
 	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
-	memcpy(t->e.p, s->in.bytes, s->in.len);
-	t->e.p += s->in.len;
+	put_bytes(&t->e, &s->in);
 	bt_after_flags(t, s);
 }
 
@@ -522,8 +526,7 @@ static void put_lea(struct trans *t, unsigned i)
 		e_mov_imm(&t->e, in->op[0].reg, value);
 		return;
 	}
-	memcpy(t->e.p, in->bytes, in->len);
-	t->e.p += in->len;
+	put_bytes(&t->e, in);
 }
 
 /* At the head of a crossing instruction's block: is the second page still the one translated? */
@@ -716,7 +719,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->ncold = 0;
 	t->rsp_due = 0;
 	t->polled = false;
-	memset(t->checked, 0, sizeof(t->checked));
+	for (unsigned i = 0; i < ARRAY_SIZE(t->checked) && t->plan.trace; i++)
+		t->checked[i] = (struct checked){0};
 	t->held[0] = t->held[1] = 0;
 	t->loop_pair = (uint8_t)pair;
 	t->loop_flags = (uint8_t)flags;
@@ -755,8 +759,10 @@ static void finish_block(struct trans *t)
 	bt_put_cold(t);
 	bt_block_insert(m, b);
 	put_shadows(t);
-	if (m->perf)
+	if (m->perf) {
+		bt_world(m->bv);
 		bt_perf_block(m, b);
+	}
 	m->stats.blocks++;
 	m->stats.guest_insns += t->plan.n;
 	m->stats.code_bytes += b->host_len;
