@@ -54,7 +54,7 @@ struct bt_slot {
 #define SLOT_LOG 8192
 
 #define JUMP_ENTRIES 32768
-#define JUMP_INVALID 1ull /* with host = the lookup exit */
+#define JUMP_INVALID 1ull /* with host = the lookup exit; neither this nor 0 is found in the second row */
 
 struct jump_entry {
 	uint64_t rip;
@@ -66,7 +66,9 @@ struct jump_entry {
 /* Where indirect jumps find their targets.  User spaces have one each; the kernel has one for all
  * address spaces, since its code is mapped global: what is not goes when CR3 changes. */
 struct jump_cache {
-	struct jump_entry entry[JUMP_ENTRIES];
+	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
+	 * runtime.S brings it back. */
+	struct jump_entry entry[JUMP_ENTRIES], second[JUMP_ENTRIES];
 	uint32_t fills; /* since the last reset; past FILL_LOG the log does not name them all */
 	uint16_t log[FILL_LOG];
 	bool local; /* some entry's page is not global */
@@ -578,7 +580,7 @@ static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
 extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[], bt_miss_read[],
-    bt_miss_write[], bt_syscall[], bt_sysret[], bt_iret[];
+    bt_miss_write[], bt_second_jump[], bt_syscall[], bt_sysret[], bt_iret[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 
@@ -604,6 +606,8 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err);
 void bt_space_free(struct bt_vcpu *bv);
 void bt_space_select(struct bt_vcpu *bv); /* sets `space` for the current state */
 int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
+/* Where to go on for `rip`, if the current jump cache knows; else NULL. */
+const void *bt_space_find_jump(struct bt_vcpu *bv, uint64_t rip);
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global);
 void bt_space_flush_all(struct bt_vcpu *bv);                 /* every entry of every space */
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */

@@ -142,8 +142,21 @@ static void index_clear(struct bt_cache *m)
 	m->live_blocks = 0;
 }
 
+/* To a routine of runtime.S, which may go on to `leave`. */
+static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave, const char *to)
+{
+	e_mov_imm(e, scratch, (uint64_t)leave);
+	e_store_gs(e, GS_OFFSET(leave), scratch);
+	e_mov_imm(e, scratch, (uint64_t)to);
+	if (scratch >= 8)
+		e8(e, 0x41);
+	e8(e, 0xff); /* jmp scratch */
+	e8(e, 0xe0 | (scratch & 7));
+}
+
 static void code_reset(struct bt_cache *m)
 {
+	const uint8_t *leave;
 	struct emit e;
 
 	divide(m);
@@ -153,13 +166,16 @@ static void code_reset(struct bt_cache *m)
 	x86_zero(m->bindings, sizeof(m->bindings));
 	if (m->common) /* thunks stay */
 		return;
-	m->common = e.p = m->code;
-	m->lookup_exit = e.p; /* r10: the address to go to */
+	leave = e.p = m->code; /* r10: the address to go to */
 	e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
 	e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
 	m->common = e.p + 5; /* the thunk comes behind the jump to it */
-	bt_perf_note(m, PERF_LOOKUP, m->lookup_exit, m->common);
 	e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
+	bt_perf_note(m, PERF_LOOKUP, leave, e.p);
+	m->lookup_exit = e.p = m->common;
+	put_far_jump(&e, GPR_R11, leave, bt_second_jump);
+	m->common = e.p;
+	bt_perf_note(m, PERF_LOOKUP, m->lookup_exit, m->common);
 	bt_exit_thunk(m, FLAGS_HOST,
 		      PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
@@ -290,18 +306,6 @@ const uint8_t *bt_exit_thunk(struct bt_cache *m, unsigned flags, unsigned pair)
 	m->common = e.p;
 	bt_perf_note(m, PERF_EXIT, m->exit_thunk[flags][pair], m->common);
 	return m->exit_thunk[flags][pair];
-}
-
-/* To a routine of runtime.S, which may go on to `leave`. */
-static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave, const char *to)
-{
-	e_mov_imm(e, scratch, (uint64_t)leave);
-	e_store_gs(e, GS_OFFSET(leave), scratch);
-	e_mov_imm(e, scratch, (uint64_t)to);
-	if (scratch >= 8)
-		e8(e, 0x41);
-	e8(e, 0xff); /* jmp scratch */
-	e8(e, 0xe0 | (scratch & 7));
 }
 
 /* Entered from a failed check: a holds tag + address, b the TLB entry. */

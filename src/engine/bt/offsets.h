@@ -50,6 +50,7 @@
 #define SEG_SELECTOR 12
 /* struct jump_cache */
 #define JUMP_MASK 32767
+#define JUMP_SECOND 524288
 /* struct bt_site */
 #define SITE_SHIFT 6
 #define SITE_HOST_OFF 8

@@ -57,6 +57,8 @@ AT(bt_vcpu, v.lstar, V_LSTAR);
 AT(bt_vcpu, v.attention, V_ATTENTION);
 AT(bt_vcpu, v.seg[SEG_CS], V_CS);
 AT(bt_vcpu, v.seg[SEG_SS], V_SS);
+AT(jump_cache, second, JUMP_SECOND);
+_Static_assert(JUMP_INVALID == 1, "runtime.S");
 _Static_assert(JUMP_ENTRIES - 1 == JUMP_MASK && sizeof(struct jump_entry) == 16, "runtime.S");
 AT(bt_site, host_off, SITE_HOST_OFF);
 AT(bt_site, user, SITE_USER);
@@ -255,15 +257,16 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 /* Code for v.rip in the canonical state, or NULL: interpret or *fault. */
 static const void *look_up(struct bt_vcpu *bv, bool *fault)
 {
-	struct jump_entry *j = &bv->jumps->entry[jump_index(bv->v.rip)];
 	struct bt_binding *binding;
+	const void *known;
 	struct bt_block *b;
 
 	*fault = false;
 	if (unlikely(bv->v.rip == bv->trace_head))
 		return NULL;
-	if (j->rip == bv->v.rip && j->rip != JUMP_INVALID)
-		return (const void *)j->host;
+	known = bt_space_find_jump(bv, bv->v.rip);
+	if (known)
+		return known;
 	bv->m->stats.lookups++;
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, false, &binding, fault);
 	if (!b)

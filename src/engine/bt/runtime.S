@@ -12,7 +12,7 @@
 #define SECOND (4096 << 5) /* from a TLB entry to that of the second row */
 
 	.text
-	.globl bt_syscall, bt_sysret, bt_iret
+	.globl bt_second_jump, bt_syscall, bt_sysret, bt_iret
 	.globl bt_enter, bt_exit_common, bt_xsave, bt_xrstor, bt_vec_reset, bt_xstate_op, bt_xinuse
 	.globl bt_xstate_begin, bt_xstate_end, bt_xstate_failed
 	.type bt_enter, @function
@@ -182,16 +182,46 @@ bt_exit_common:
 	jmp *%gs:BT_LEAVE
 	.endm
 
-/* On to r10: another privilege level, so other jumps. */
-	.macro GO
-	cmpl $0, %gs:V_ATTENTION
-	jne 9f
+/* r11 = where the first row of the jump cache has r10. */
+	.macro JUMP_ENTRY
 	movq %r10, %r11
 	shrq $12, %r11
 	xorl %r10d, %r11d
 	andl $JUMP_MASK, %r11d
 	shll $4, %r11d
 	addq %gs:BT_JUMPS, %r11
+	.endm
+
+/* In: r10 = an address that the first row of the jump cache does not have, or somebody wants attention;
+ * gs:BT_LEAVE.  r10 and r11 are the scratch pair, flags are dead.  It may be in the second row: then they change
+ * places. */
+	.balign 64
+bt_second_jump:
+	cmpl $0, %gs:V_ATTENTION
+	jne 9f
+	cmpq $1, %r10 /* JUMP_INVALID; 0 is what was never filled */
+	jbe 9f
+	JUMP_ENTRY
+	cmpq JUMP_SECOND(%r11), %r10
+	jne 9f
+	movq %rax, %gs:BT_SAVE
+	movq %rcx, %gs:BT_SAVE + 8
+	.irp off, 0, 8
+	movq \off(%r11), %rax
+	movq JUMP_SECOND + \off(%r11), %rcx
+	movq %rcx, \off(%r11)
+	movq %rax, JUMP_SECOND + \off(%r11)
+	.endr
+	movq %gs:BT_SAVE, %rax
+	movq %gs:BT_SAVE + 8, %rcx
+	jmp *8(%r11)
+9:	jmp *%gs:BT_LEAVE
+
+/* On to r10: another privilege level, so other jumps. */
+	.macro GO
+	cmpl $0, %gs:V_ATTENTION
+	jne 9f
+	JUMP_ENTRY
 	cmpq (%r11), %r10
 	jne 9f
 	jmp *8(%r11)

@@ -52,21 +52,20 @@ static void tlb_clear(struct bt_space *s, unsigned index)
 	s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
 }
 
-static void jump_clear(struct bt_cache *m, struct jump_entry *j)
+static void jump_clear(struct bt_cache *m, struct jump_cache *c, unsigned index)
 {
-	j->rip = JUMP_INVALID;
-	j->host = (uint64_t)m->lookup_exit;
+	c->entry[index] = c->second[index] = (struct jump_entry){JUMP_INVALID, (uint64_t)m->lookup_exit};
 }
 
 static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 {
 	if (c->fills <= FILL_LOG)
 		for (uint32_t i = 0; i < c->fills; i++)
-			jump_clear(m, &c->entry[c->log[i]]);
+			jump_clear(m, c, c->log[i]);
 	else
 		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-			if (c->entry[i].rip > JUMP_INVALID)
-				jump_clear(m, &c->entry[i]);
+			if (c->entry[i].rip > JUMP_INVALID || c->second[i].rip > JUMP_INVALID)
+				jump_clear(m, c, i);
 	c->fills = 0;
 	c->local = false;
 }
@@ -198,11 +197,30 @@ static unsigned log_slot(uint32_t *fills)
 	return *fills <= FILL_LOG ? (*fills)++ : FILL_LOG;
 }
 
+const void *bt_space_find_jump(struct bt_vcpu *bv, uint64_t rip)
+{
+	struct jump_entry *j = &bv->jumps->entry[jump_index(rip)], *second = &bv->jumps->second[jump_index(rip)];
+
+	if (rip <= JUMP_INVALID)
+		return NULL;
+	if (j->rip == rip)
+		return (const void *)j->host;
+	if (second->rip == rip) {
+		struct jump_entry back = *second;
+
+		*second = *j;
+		*j = back;
+		return (const void *)back.host;
+	}
+	return NULL;
+}
+
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global)
 {
 	struct jump_cache *c = bv->jumps;
 	unsigned index = jump_index(rip), slot;
 
+	c->second[index] = c->entry[index];
 	c->entry[index] = (struct jump_entry){rip, (uint64_t)host};
 	c->local = c->local || !global;
 	slot = log_slot(&c->fills);
@@ -226,7 +244,7 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 		/* Memory that was never touched is zero, and so it may stay: only at index 0 does an entry of zeros
 		 * match anything. */
 		tlb_clear(s, 0);
-		jump_clear(bv->m, &s->jump.entry[0]);
+		jump_clear(bv->m, &s->jump, 0);
 		set->space[kind] = s;
 	}
 	return s;
@@ -337,10 +355,10 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 	bool logged = c->fills <= FILL_LOG;
 
 	for (unsigned n = 0; n < (logged ? c->fills : JUMP_ENTRIES); n++) {
-		struct jump_entry *j = &c->entry[logged ? c->log[n] : n];
+		unsigned i = logged ? c->log[n] : n;
 
-		if (j->rip >> GUEST_PAGE_SHIFT == vpage)
-			jump_clear(m, j);
+		if (c->entry[i].rip >> GUEST_PAGE_SHIFT == vpage || c->second[i].rip >> GUEST_PAGE_SHIFT == vpage)
+			jump_clear(m, c, i);
 	}
 }
 
@@ -460,10 +478,10 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page)
 
 static void drop_jump(struct bt_cache *m, struct jump_cache *c, uint64_t rip)
 {
-	struct jump_entry *j = &c->entry[jump_index(rip)];
+	unsigned i = jump_index(rip);
 
-	if (j->rip == rip)
-		jump_clear(m, j);
+	if (c->entry[i].rip == rip || c->second[i].rip == rip)
+		jump_clear(m, c, i);
 }
 
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip)
@@ -545,7 +563,7 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
 	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
-	jump_clear(bv->m, &bv->kernel_jumps->entry[0]);
+	jump_clear(bv->m, bv->kernel_jumps, 0);
 	bt_window_init(bv);
 	return 0;
 }
