@@ -286,6 +286,7 @@ struct bt_block {
 	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
 	uint8_t kind; /* enum code_kind */
 	uint8_t pair, flags, valid, trace;
+	uint8_t checks_pages; /* a trace that looks at its head whether all its pages are shown */
 	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
 	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */

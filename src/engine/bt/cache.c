@@ -751,7 +751,7 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	     bool same_page, bool global)
 {
 	struct bt_site *site = &m->sites[n];
-	bool check = !same_page && !global;
+	bool check = !same_page && !global && !to->checks_pages;
 	unsigned flags = site->flags, a = site->pair >> 4;
 	const uint8_t *leave;
 	struct emit e;

@@ -728,7 +728,8 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
 		put_crossing_guard(t);
-	if (t->plan.trace && t->plan.npages > 1 && t->kind != CODE_KERNEL)
+	b->checks_pages = t->plan.trace && t->plan.npages > 1 && t->kind != CODE_KERNEL;
+	if (b->checks_pages)
 		put_epoch_check(t);
 	if (t->slots)
 		put_counter(t);
