@@ -508,8 +508,10 @@ static bool harmless(const struct step *s)
 
 static void share_checks(struct plan *p, const struct bt_cache *m)
 {
-	struct tracker k = {.next_id = ID_FIRST};
+	struct tracker k; /* large: its groups are no one's until they are used */
 
+	k.next_id = ID_FIRST;
+	k.section = 0;
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
 		struct step *s = &p->step[i];

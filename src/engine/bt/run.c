@@ -271,8 +271,9 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, false, &binding, fault);
 	if (!b)
 		return NULL;
-	bt_space_fill_jump(bv, bv->v.rip, b->entry, binding && binding->global);
-	return b->entry;
+	known = bv->m->code + b->entry;
+	bt_space_fill_jump(bv, bv->v.rip, known, binding && binding->global);
+	return known;
 }
 
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
