@@ -95,6 +95,8 @@ struct large_pages {
 	uint64_t bits[2][LARGE_BITS / 64];
 };
 
+#define WRITABLE_BITS 8192u
+
 struct bt_space {
 	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
 	 * runtime.S and bt_space_fill bring it back. */
@@ -111,6 +113,8 @@ struct bt_space {
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
 #define SHOWN 1u
 #define SHOWN_GLOBAL 2u
+	/* Host pages that some write tag may show, by a hash: those of others are not looked for. */
+	uint64_t writable[WRITABLE_BITS / 64];
 	/* Where part of a large page is in `tlb`, and in `shows`. */
 	struct large_pages large_data, large_code;
 };

@@ -37,6 +37,7 @@ union template
 _Static_assert(offsetof(struct insn, bytes) == 0 && offsetof(union template, imm_size) + 2 <= INSN_MAX, "in the bytes");
 
 static __thread union template *table;
+#define TABLE_BYTES (TEMPLATES * sizeof(*table))
 
 /* Opcodes with a ModRM byte, bit by bit; 0x8f may be XOP, 0xc4, 0xc5 and 0x62 are VEX and EVEX. */
 static const uint32_t one_byte_modrm[8] = {
@@ -183,7 +184,7 @@ bool insn_recall(struct insn *in, const uint8_t *bytes, unsigned len)
 
 static union template *map_table(void)
 {
-	void *p = mmap(NULL, TEMPLATES * sizeof(*table), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *p = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -225,6 +226,6 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 void insn_thread_exit(void)
 {
 	if (table)
-		munmap(table, TEMPLATES * sizeof(*table));
+		munmap(table, TABLE_BYTES);
 	table = NULL;
 }
