@@ -493,9 +493,8 @@ static void follow_values(struct tracker *k, const struct step *s)
 	case S_BASE_WRITE: k->segment[insn_base_segment(in)] = k->next_id++; return;
 	default: break;
 	}
-	for (unsigned r = 0; r < GPR_COUNT; r++)
-		if (in->gpr_write >> r & 1)
-			fresh(k, r);
+	for (unsigned written = in->gpr_write; written; written &= written - 1)
+		fresh(k, (unsigned)__builtin_ctz(written));
 }
 
 /* Cannot fault. */
