@@ -226,6 +226,55 @@ static void wild(void)
 	}
 }
 
+/* --- addresses that are computed from others, far from them --- */
+
+static void derived(void)
+{
+	u64 border = 9 * TIB, index = CODE("movl %%esi, %%ecx; movq (%%rdi), %%rax; leaq 8(%%rdi, %%rcx, 8), %%rdx; movq -8(%%rdx), %%rbx; movq (%%rdi, %%rcx, 8), %%r8");
+	u64 sums = CODE("movslq %%esi, %%rcx; movq (%%rdi), %%rax; movq %%rdi, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9\n"
+	                "	addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9\n"
+	                "	addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; addq %%rcx, %%r9; leaq (%%r9, %%rcx, 8), %%r9; leaq (%%r9, %%rcx, 8), %%r9\n"
+	                "	leaq (%%r9, %%rcx, 8), %%r9; leaq (%%r9, %%rcx, 8), %%r9; movq (%%r9), %%rbx");
+	u64 regs[16] = {[RSP] = (u64)pages[7] + 4096};
+
+	map_page(border - 4096, (u64)pages[0], PTE_P | PTE_W | PTE_U);
+	map_page(border, (u64)pages[1], PTE_P | PTE_W | PTE_U);
+	map_page(border + (12ul << 30), (u64)pages[2], PTE_P | PTE_W | PTE_U);
+	for (unsigned i = 0; i < 3; i++)
+		for (unsigned k = 0; k < 512; k++)
+			word(i)[k] = i * 1000 + k;
+	for (unsigned i = 0; i < 300; i++) {
+		static const u64 to[] = {40, 4096 + 80, 4096 + (12ul << 30) + 80, 8192, 1ul << 33, 8 * 0xfffffffful};
+		u64 distance = to[i % 6], at = border - 4096 + distance;
+
+		/* With 32 bits and scale 8, then with the sign. */
+		regs[RDI] = border - 4096;
+		regs[RSI] = distance / 8 | random_number() << 32;
+		go(index, regs, 2, true);
+		if (mapped(at)) {
+			check_eq(trap.f.vector, END);
+			check_eq(trap.f.rbx, (at >= border + 4096 ? 2000 : at >= border ? 1000 : 0) + (at & 4095) / 8);
+			check_eq(trap.f.r8, trap.f.rbx);
+		} else {
+			check_eq(trap.f.vector, VEC_PF);
+			check_eq(trap.cr2, at);
+			check_eq(trap.f.rax, 0);
+		}
+		distance = i % 3 ? (u64)((long)((int)random_number()) * 48) & ~7ul : 8 * 48;
+		regs[RSI] = distance / 48;
+		go(sums, regs, 2, true);
+		at = border - 4096 + distance;
+		if (mapped(at) && mapped(at + 7)) {
+			check_eq(trap.f.vector, END);
+			check_eq(trap.f.rbx, distance / 8);
+		} else {
+			check_eq(trap.f.vector, VEC_PF);
+			check_eq(trap.f.r9, regs[RDI] + (u64)((long)(int)regs[RSI] * 48));
+			check_eq(trap.cr2, trap.f.r9);
+		}
+	}
+}
+
 /* --- large pages --- */
 
 static void large_pages(void)
@@ -293,6 +342,118 @@ static void hot(void)
 	}
 }
 
+/* --- strings --- */
+
+static bool same(const u8 *a, const u8 *b, unsigned n)
+{
+	while (n && *a == *b)
+		a++, b++, n--;
+	return !n;
+}
+
+/* From LOW to HIGH over three pages, the middle one of either side missing at first. */
+static void string_faults(u64 at, u64 from, u64 to, unsigned unit, bool moves)
+{
+	u64 regs[16] = {[RCX] = 3 * 4096 / unit, [RSI] = from, [RDI] = to, [RAX] = 0x4141414141414141, [RSP] = (u64)pages[7] + 4096};
+
+	for (unsigned i = 0; i < 3; i++) {
+		memset(pages[i], 'a' + i, 4096);
+		memset(pages[3 + i], 0, 4096);
+		map_page(from + i * 4096, (u64)pages[i], PTE_P | PTE_U);
+		map_page(to + i * 4096, (u64)pages[3 + i], PTE_P | PTE_W | PTE_U);
+	}
+	*pte_of(to + 4096) &= ~PTE_W;
+	invlpg(to + 4096);
+	if (moves) {
+		*pte_of(from + 2 * 4096) = 0;
+		invlpg(from + 2 * 4096);
+	}
+	go(at, regs, 2, true);
+	check_eq(trap.f.vector, VEC_PF);
+	check_eq(trap.cr2, to + 4096);
+	check_eq(trap.f.error, 7);
+	check_eq(trap.f.rip, at);
+	check_eq(trap.f.rdi, to + 4096);
+	check_eq(trap.f.rsi, moves ? from + 4096 : from);
+	check_eq(trap.f.rcx, 2 * 4096 / unit);
+	*pte_of(to + 4096) |= PTE_W;
+	invlpg(to + 4096);
+	regs[RCX] = trap.f.rcx;
+	regs[RSI] = trap.f.rsi;
+	regs[RDI] = trap.f.rdi;
+	go(at, regs, 2, true);
+	if (moves) {
+		check_eq(trap.f.vector, VEC_PF);
+		check_eq(trap.cr2, from + 2 * 4096);
+		check_eq(trap.f.error, 4);
+		check_eq(trap.f.rdi, to + 2 * 4096);
+		check_eq(trap.f.rsi, from + 2 * 4096);
+		check_eq(trap.f.rcx, 4096 / unit);
+		map_page(from + 2 * 4096, (u64)pages[2], PTE_P | PTE_U);
+		regs[RCX] = trap.f.rcx;
+		regs[RSI] = trap.f.rsi;
+		regs[RDI] = trap.f.rdi;
+		go(at, regs, 2, true);
+	}
+	check_eq(trap.f.vector, END);
+	check_eq(trap.f.rcx, 0);
+	check_eq(trap.f.rdi, to + 3 * 4096);
+	check_eq(trap.f.rsi, moves ? from + 3 * 4096 : from);
+	check_eq(trap.f.rax, 0x4141414141414141);
+	for (unsigned i = 0; i < 3; i++)
+		check_eq(moves ? same(pages[i], pages[3 + i], 4096) : pages[3 + i][0] == 'A' && pages[3 + i][4095] == 'A', true);
+	*pte_of(to) = 0;
+	invlpg(to);
+}
+
+static void strings(void)
+{
+	u64 movsb = CODE("rep movsb"), movsq = CODE("rep movsq"), stosb = CODE("rep stosb"), stosl = CODE("rep stosl");
+
+	for (unsigned i = 0; i < 10; i++) {
+		string_faults(movsb, LOW + 0x20000, HIGH + 0x20000, 1, true);
+		string_faults(movsq, HIGH + 0x30000, LOW + 0x30000, 8, true);
+		string_faults(stosb, LOW, HIGH + 0x40000, 1, false);
+		string_faults(stosl, LOW, 3 * TIB + 0x40000, 4, false);
+	}
+	/* To nowhere, and backwards. */
+	for (unsigned i = 0; i < 10; i++) {
+		u64 regs[16] = {[RCX] = 100, [RSI] = (u64)pages[0], [RDI] = 1ul << 50, [RSP] = (u64)pages[7] + 4096};
+
+		go(movsb, regs, 2, true);
+		check_eq(trap.f.vector, VEC_GP);
+		check_eq(trap.f.rcx, 100);
+		check_eq(trap.f.rdi, 1ul << 50);
+		regs[RDI] = (u64)pages[1] + 99;
+		regs[RSI] = (u64)pages[0] + 99;
+		memset(pages[0], i, 100);
+		go(movsb, regs, 0x402, true);
+		check_eq(trap.f.vector, END);
+		check_eq(trap.f.rdi, (u64)pages[1] - 1);
+		check(same(pages[0], pages[1], 100));
+	}
+}
+
+/* A prefetch goes nowhere and spoils nothing for the access behind it. */
+static void prefetches(void)
+{
+	u64 at = CODE("prefetcht0 (%%rbx); prefetcht0 64(%%rdi); movq (%%rdi), %%rax; prefetchw (%%rsi, %%rbx, 8); addq 8(%%rdi), %%rax\n"
+	              "	prefetchnta 0x7ffff000(%%r8); movq %%rax, 16(%%rdi)");
+
+	map_page(HIGH + 0xa000, (u64)pages[0], PTE_P | PTE_W | PTE_U);
+	for (unsigned i = 0; i < 200; i++) {
+		u64 regs[16] = {[RDI] = HIGH + 0xa000, [RBX] = random_number(), [RSI] = random_number() >> 17,
+		                [R8] = random_number(), [RSP] = (u64)pages[7] + 4096};
+
+		word(0)[0] = i;
+		word(0)[1] = 2 * i;
+		go(at, regs, 2, true);
+		check_eq(trap.f.vector, END);
+		check_eq(trap.f.rax, 3 * i);
+		check_eq(word(0)[2], 3 * i);
+	}
+}
+
 int main(void)
 {
 	open_to_user();
@@ -308,9 +469,12 @@ int main(void)
 	another_page(HIGH + 0x1000);
 	spaces();
 	borders();
+	derived();
 	large_pages();
 	wild();
 	patches_itself();
 	hot();
+	strings();
+	prefetches();
 	return 0;
 }

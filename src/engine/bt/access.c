@@ -106,6 +106,24 @@ void bt_free_operands(struct trans *t, unsigned i)
 		swap_scratch(t, i, t0_of(t));
 }
 
+/* --- the stack pointer --- */
+
+#define RSP_DUE_MAX 16384
+
+void bt_settle_rsp(struct trans *t)
+{
+	if (t->rsp_due)
+		e_lea(&t->e, GPR_RSP, GPR_RSP, t->rsp_due);
+	t->rsp_due = 0;
+}
+
+void bt_adjust_rsp(struct trans *t, int by)
+{
+	t->rsp_due += by;
+	if (t->kind != CODE_WINDOW || t->rsp_due > RSP_DUE_MAX || t->rsp_due < -RSP_DUE_MAX)
+		bt_settle_rsp(t);
+}
+
 /* --- flags --- */
 
 /* The code that follows destroys the host's flags; `live` are needed later. */
@@ -209,12 +227,12 @@ static struct bt_site *check_site(struct trans *t, unsigned i, unsigned size, bo
 	return site;
 }
 
-uint8_t *bt_put_compare(struct emit *e, unsigned reg, unsigned size)
+uint8_t *bt_put_compare(struct emit *e, unsigned reg, uint32_t most)
 {
 	e8(e, 0x48 | (reg >= 8));
-	e8(e, 0x81); /* cmp reg, 4096 - size */
+	e8(e, 0x81); /* cmp reg, most */
 	e8(e, 0xf8 | (reg & 7));
-	e32(e, GUEST_PAGE_SIZE - size);
+	e32(e, most);
 	return e_jcc(e, CC_A, e->p);
 }
 
@@ -248,7 +266,7 @@ uint32_t bt_put_tlb_check(struct trans *t, unsigned i, unsigned size, bool write
 	e_mem(e, 0x03, a, b, GPR_NONE, 1,
 	      write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag),
 	      true);
-	rel = bt_put_compare(e, a, size);
+	rel = bt_put_compare(e, a, GUEST_PAGE_SIZE - size);
 	check_site(t, i, size, write, false, retry, rel, &n);
 	return n;
 }
@@ -277,7 +295,7 @@ static struct place put_place(struct trans *t, unsigned i)
 	unsigned t0 = t0_of(t), t1 = t1_of(t);
 
 	if (in->mem_base < GPR_COUNT && in->mem_index == GPR_NONE && in->addrsize == 8 && !thread_local)
-		return (struct place){in->mem_base, (int32_t)in->disp};
+		return (struct place){in->mem_base, (int32_t)in->disp + (in->mem_base == GPR_RSP ? t->rsp_due : 0)};
 	t->held[0] = 0;
 	if (!s->access[ACCESS_MEM].window || !thread_local) {
 		bt_put_address(t, s, t0);
@@ -321,25 +339,20 @@ static bool absolute_operand(const struct step *s, unsigned which)
 /* reg = what to add to the addresses of a chunk.  No flags. */
 static void put_chunk(struct emit *e, unsigned reg, uint64_t number)
 {
-	e_load_gs(e, reg, GS_OFFSET(addend) + (uint32_t)(number & CHUNK_MASK) * 8);
+	e_load_gs(e, reg, (uint32_t)number * CHUNK_ENTRIES * 8);
 }
 
-/* The same for the chunk of the address in `base`. */
-static void put_chunk_of(struct emit *e, unsigned reg, unsigned base)
+void bt_put_chunk_of(struct emit *e, unsigned reg, unsigned base)
 {
-	e_rorx(e, reg, base, CHUNK_SHIFT);
-	e_movzx16(e, reg, reg);
-	e_gs_index8(e, 0x8b, reg, reg, GS_OFFSET(addend));
+	e_rorx(e, reg, base, CHUNK_ENTRY_SHIFT);
+	e_load_area(e, reg, reg, 0);
 }
 
 /* Faults unless the address in `base` is in that chunk; `reg` is lost.  No flags. */
 static void put_chunk_check(struct emit *e, unsigned reg, unsigned base, unsigned chunk)
 {
-	int64_t page = (int64_t)CHUNK_CHECK_GUARD - (int64_t)CHECK_BYTES; /* from the vcpu */
-
 	e_rorx(e, reg, base, CHUNK_CHECK_SHIFT);
-	e_movzx16(e, reg, reg);
-	e_gs_index8(e, 0x8b, reg, reg, (uint32_t)(page - (int64_t)chunk * GUEST_PAGE_SIZE));
+	e_load_area(e, reg, reg, (uint32_t)AREA_CHECK - chunk * GUEST_PAGE_SIZE);
 }
 
 static bool chunk_checked(struct trans *t, uint32_t value, unsigned chunk)
@@ -363,8 +376,8 @@ static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned w
 	if (absolute_operand(s, which)) {
 		gva_t va = s->rip + s->in.len + (uint64_t)s->in.disp;
 
-		chunk = (unsigned)(va >> CHUNK_SHIFT & CHUNK_MASK);
-	} else if (chunk != CHUNK_UNKNOWN && !chunk_checked(t, value, chunk)) {
+		chunk = va >> CHUNK_SHIFT < CHUNKS ? (unsigned)(va >> CHUNK_SHIFT) : CHUNK_UNKNOWN;
+	} else if (chunk != CHUNK_UNKNOWN && s->shape != S_PREFETCH && !chunk_checked(t, value, chunk)) {
 		reg = at.base == t0 ? t1 : t0;
 		t->held[reg == t1] = 0;
 		put_chunk_check(&t->e, reg, at.base, chunk);
@@ -379,7 +392,7 @@ static struct host_mem put_window_access(struct trans *t, unsigned i, unsigned w
 	if (chunk != CHUNK_UNKNOWN)
 		put_chunk(&t->e, reg, chunk);
 	else
-		put_chunk_of(&t->e, reg, at.base);
+		bt_put_chunk_of(&t->e, reg, at.base);
 	t->held[reg == t1] = value;
 	return (struct host_mem){(uint8_t)at.base, (uint8_t)reg, at.disp};
 }
@@ -440,7 +453,7 @@ static struct host_mem put_access(struct trans *t, unsigned i, unsigned which, s
 		e_lea(&t->e, t1, at.base, at.disp + a->low);
 		a->site = n = t->m->nsites;
 		e_add_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
-		rel = bt_put_compare(&t->e, t1, a->span);
+		rel = bt_put_compare(&t->e, t1, GUEST_PAGE_SIZE - a->span);
 		check_site(t, i, a->span, a->write, true, retry, rel, &n);
 		e_load_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, addend));
 		t->held[1] = n;
@@ -460,6 +473,7 @@ void bt_note_after(struct trans *t, unsigned i, unsigned which)
 	/* Behind the first of several, the others would go by a slot that it did not fill. */
 	if (a->window || a->leader || a->leads)
 		return;
+	bt_settle_rsp(t); /* as the interpreter leaves it */
 	t->m->sites[a->site].after_off = (uint32_t)(t->e.p - t->m->code);
 	t->held[0] = t->held[1] = 0;
 }
@@ -472,7 +486,7 @@ struct host_mem bt_put_mem_access(struct trans *t, unsigned i, const uint8_t *re
 struct host_mem bt_put_stack_access(struct trans *t, unsigned i, unsigned reg, int disp,
 					const uint8_t *retry)
 {
-	return put_access(t, i, ACCESS_STACK, (struct place){reg, disp}, retry);
+	return put_access(t, i, ACCESS_STACK, (struct place){reg, disp + (reg == GPR_RSP ? t->rsp_due : 0)}, retry);
 }
 
 /* Whether the check of step i's own accesses destroys flags. */

@@ -58,7 +58,7 @@ static unsigned target_flags(struct trans *t, uint64_t target)
 /* The same at the beginning of an instruction, which is then done again.  Keeps flags. */
 static void put_probe(struct trans *t)
 {
-	int64_t last = (int64_t)PROBE_PAGE + GUEST_PAGE_SIZE - 8 - (int64_t)CHECK_BYTES;
+	int64_t last = -(int64_t)GS_BIAS - (int64_t)PROBE_BYTES + GUEST_PAGE_SIZE - 8;
 	unsigned t0 = t0_of(t);
 
 	e_gs(&t->e, 0x8b, t0, false, GS_OFFSET(v.attention));
@@ -107,15 +107,9 @@ static void put_canonical(struct trans *t, unsigned reg)
 	t->held[0] = t->held[1] = 0;
 }
 
-/* To the address in `reg`. */
-static void put_indirect(struct trans *t, unsigned reg)
+/* On to r10, from the canonical state. */
+static void put_jump_look_up(const struct bt_cache *m, struct emit *e)
 {
-	struct emit *e = &t->e;
-
-	put_canonical(t, reg);
-	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
-	e8(e, 0);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
 	e_mov(e, GPR_R11, GPR_R10);
 	e8(e, 0x49); /* shr r11, 12 */
 	e8(e, 0xc1);
@@ -132,14 +126,88 @@ static void put_indirect(struct trans *t, unsigned reg)
 	e8(e, 4);
 	e_add_gs(e, GPR_R11, GS_OFFSET(jumps));
 	e_mem(e, 0x3b, GPR_R10, GPR_R11, GPR_NONE, 1, 0, true);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e_jcc(e, CC_NE, m->lookup_exit);
 	e8(e, 0x41); /* jmp [r11 + host] */
 	e8(e, 0xff);
 	e8(e, 0x63);
 	e8(e, offsetof(struct jump_entry, host));
 }
 
-_Static_assert(sizeof(struct jump_entry) == 16, "put_indirect shifts by 4");
+_Static_assert(sizeof(struct jump_entry) == 16, "put_jump_look_up shifts by 4");
+
+/* To the address in `reg`. */
+static void put_indirect(struct trans *t, unsigned reg)
+{
+	struct emit *e = &t->e;
+
+	put_canonical(t, reg);
+	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(e, 0);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	put_jump_look_up(t->m, e);
+}
+
+/* Where code is hot, the jump cache knows it well enough, and calls are cheaper without notes. */
+static bool notes_returns(const struct trans *t)
+{
+	return t->m->rorx && !t->plan.trace;
+}
+
+/* To the address in `reg`, from which a call came, most likely: where it goes on is in the return cache. */
+static void put_return(struct trans *t, unsigned reg)
+{
+	struct emit *e = &t->e, cold = {t->m->cold};
+	bool user = t->kind != CODE_KERNEL;
+
+	if (!notes_returns(t)) {
+		put_indirect(t, reg);
+		return;
+	}
+	put_canonical(t, reg);
+	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(e, 0);
+	e_jcc(e, CC_NE, t->m->lookup_exit);
+	e_rorx(e, GPR_R11, GPR_RSP, RETURN_SHIFT);
+	e_movzx8(e, GPR_R11, GPR_R11);
+	e_gs_index8(e, 0x3b, GPR_R10, GPR_R11, GS_OFFSET(returns[user].rip)); /* cmp */
+	e_jcc(e, CC_NE, cold.p); /* (of its own: predicted by itself) */
+	put_jump_look_up(t->m, &cold);
+	t->m->cold = cold.p;
+	e8(e, 0x65); /* jmp gs:[r11 * 8 + host] */
+	e8(e, 0x42);
+	e8(e, 0xff);
+	e8(e, 0x24);
+	e8(e, 0xdd);
+	e32(e, GS_OFFSET(returns[user].host));
+}
+
+/* For the return: call i is about to push the address of what follows, which is in scratch register `a`.  A direct jump
+ * from there, in the canonical state and flags in memory, is linked as any other, but that what is patched is the address
+ * that goes into the return cache. */
+static void put_return_note(struct trans *t, unsigned i, unsigned a)
+{
+	unsigned b = a == t0_of(t) ? t1_of(t) : t0_of(t), pair = t->pair;
+	bool user = t->kind != CODE_KERNEL;
+	struct emit *e = &t->e;
+	struct bt_site *site;
+	uint8_t *rel;
+	uint32_t n;
+
+	if (!notes_returns(t))
+		return;
+	e_rorx(e, b, GPR_RSP, RETURN_SHIFT);
+	e_movzx8(e, b, b);
+	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].rip));
+	rel = e_lea_code(e, a, e->p);
+	e_gs_index8(e, 0x89, a, b, GS_OFFSET(returns[user].host));
+	t->pair = PAIR_CANONICAL;
+	site = bt_new_site(t, SITE_LINK, i, &n);
+	t->pair = (uint8_t)pair;
+	site->target = t->plan.step[i].rip + t->plan.step[i].in.len;
+	site->host_off = (uint32_t)(rel - t->m->code);
+	site->flags = FLAGS_MEM;
+	bt_add_cold(t, rel, bt_exit_thunk(t->m, FLAGS_MEM, PAIR_CANONICAL), n);
+}
 
 /* To a routine of runtime.S that takes r10 and r11. */
 static void put_routine(struct trans *t, const char *routine)
@@ -250,6 +318,7 @@ void bt_put_call(struct trans *t, unsigned i)
 		t->m->sites[s->access[ACCESS_STACK].site].no_retry = 1;
 	e_mov_imm(e, a, next);
 	bt_put_store(t, mem, a);
+	put_return_note(t, i, a);
 	e_lea(e, GPR_RSP, GPR_RSP, -8);
 	if (direct) {
 		if (keeps_flags(t))
@@ -271,8 +340,9 @@ void bt_put_ret(struct trans *t, unsigned i)
 
 	bt_about_to_clobber(t, RFLAGS_ARITH);
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
-	e_lea(&t->e, GPR_RSP, GPR_RSP, 8 + extra);
-	put_indirect(t, a);
+	bt_adjust_rsp(t, 8 + extra);
+	bt_settle_rsp(t);
+	put_return(t, a);
 }
 
 void bt_put_jump(struct trans *t, unsigned i)
@@ -315,6 +385,7 @@ static void put_trace_poll(struct trans *t, unsigned i, unsigned live, uint64_t 
 {
 	if (t->polled)
 		return;
+	bt_settle_rsp(t);
 	bt_about_to_clobber(t, live);
 	put_poll(t, i, target);
 	t->polled = true;
@@ -359,9 +430,10 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 }
 
 /* The same for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with. */
-static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned popped)
+static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, int popped)
 {
 	unsigned pair = t->pair;
+	int due = t->rsp_due;
 	uint8_t *hot;
 
 	e_mov_imm(&t->e, t1_of(t), t->plan.step[i].follow);
@@ -370,14 +442,14 @@ static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, unsigned
 	e_jcc(&t->e, CC_NE, t->m->cold);
 	hot = t->e.p;
 	t->e.p = t->m->cold;
-	if (popped)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	t->rsp_due += popped;
+	bt_settle_rsp(t);
 	put_indirect(t, reg);
 	t->pair = (uint8_t)pair;
 	t->m->cold = t->e.p;
 	t->e.p = hot;
-	if (popped)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, (int)popped);
+	t->rsp_due = due;
+	bt_adjust_rsp(t, popped);
 }
 
 /* A branch inside a trace. */
@@ -386,7 +458,8 @@ void bt_put_followed(struct trans *t, unsigned i)
 	const struct step *s = &t->plan.step[i];
 	const struct insn *in = &s->in;
 	uint64_t next = s->rip + in->len;
-	unsigned live_after = t->plan.step[i + 1].live, extra, a = t0_of(t);
+	unsigned live_after = t->plan.step[i + 1].live, a = t0_of(t);
+	int extra;
 	const uint8_t *retry;
 	struct host_mem mem;
 
@@ -408,7 +481,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 			t->held[a == t1_of(t)] = 0;
 			e_mov_imm(&t->e, a, next);
 			bt_put_store(t, mem, a);
-			e_lea(&t->e, GPR_RSP, GPR_RSP, -8);
+			bt_adjust_rsp(t, -8);
 		}
 		if (s->follow <= s->rip)
 			put_trace_poll(t, i, live_after, s->follow);
@@ -418,7 +491,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 	bt_about_to_clobber(t, RFLAGS_ARITH);
 	retry = t->e.p;
 	if (s->shape == S_RET) {
-		extra = in->nops && in->op[0].type == OP_IMM ? (unsigned)(in->imm & 0xffff) : 0;
+		extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 		bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, retry));
 		put_expect_or_go(t, i, a, 8 + extra);
 		return;

@@ -175,6 +175,9 @@ static struct bt_cache *cache_create(struct bt_machine *machine, struct error *e
 	return NULL;
 }
 
+/* Of a vcpu: the probe's page, the struct with its slots, the area. */
+#define ROOM_BYTES (PROBE_BYTES + GS_BIAS + AREA_BYTES)
+
 /* Takes what vcpu_create made, as far as it got. */
 static void vcpu_free(struct bt_vcpu *bv)
 {
@@ -184,7 +187,7 @@ static void vcpu_free(struct bt_vcpu *bv)
 	if (bv->stubs)
 		munmap(bv->stubs, STUB_BYTES);
 	free(bv->icache);
-	munmap((uint8_t *)bv - CHECK_BYTES, bv->bytes);
+	munmap((uint8_t *)bv - PROBE_BYTES, ROOM_BYTES);
 	cache_destroy(m);
 }
 
@@ -216,18 +219,16 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 		return NULL;
 	/* Most of it is slots, which cost memory once they are used. */
 	bytes = ALIGN_UP(sizeof(*bv) + m->max_sites * sizeof(bv->slots[0]), (size_t)GUEST_PAGE_SIZE);
-	room = mmap(NULL, CHECK_BYTES + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (room == MAP_FAILED || mprotect(room + CHUNK_CHECK_GUARD, GUEST_PAGE_SIZE, PROT_READ) ||
-	    mprotect(room + PROBE_PAGE, GUEST_PAGE_SIZE, PROT_READ) ||
-	    mprotect(room + CHECK_BYTES, bytes, PROT_READ | PROT_WRITE)) {
+	room = mmap(NULL, ROOM_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED || bytes > GS_BIAS || mprotect(room, GUEST_PAGE_SIZE, PROT_READ) ||
+	    mprotect(room + PROBE_BYTES, bytes, PROT_READ | PROT_WRITE)) {
 		error_set(err, ENOMEM, "out of memory for a vcpu");
 		if (room != MAP_FAILED)
-			munmap(room, CHECK_BYTES + bytes);
+			munmap(room, ROOM_BYTES);
 		cache_destroy(m);
 		return NULL;
 	}
-	bv = (struct bt_vcpu *)(room + CHECK_BYTES);
-	bv->bytes = CHECK_BYTES + bytes;
+	bv = (struct bt_vcpu *)(room + PROBE_BYTES);
 	bv->m = m;
 	bv->fast.lookup_exit = m->lookup_exit;
 	bv->fast.interp_exit = bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL);

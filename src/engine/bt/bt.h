@@ -2,7 +2,7 @@
  *
  *   struct bt_machine   what the vcpus of a machine share: little (share.c)
  *   struct bt_cache     a vcpu's code cache: blocks by (rip, guest-physical page, entry state)
- *   struct bt_vcpu      a vcpu; gs: points here while translated code runs
+ *   struct bt_vcpu      a vcpu; gs: points GS_BIAS behind it while translated code runs
  *   struct bt_space     what one address space and privilege sees: data TLB, jump cache, page ids
  *
  * Translated code keeps the guest's registers in the host's, but for a pair of scratch registers
@@ -54,7 +54,7 @@ struct bt_slot {
 #define SLOT_LOG 8192
 
 #define JUMP_ENTRIES 32768
-#define JUMP_INVALID 1ull /* with host = the lookup exit; neither this nor 0 is found in the second row */
+#define JUMP_INVALID 1ull /* with host = the lookup exit */
 
 struct jump_entry {
 	uint64_t rip;
@@ -66,12 +66,20 @@ struct jump_entry {
 /* Where indirect jumps find their targets.  User spaces have one each; the kernel has one for all
  * address spaces, since its code is mapped global: what is not goes when CR3 changes. */
 struct jump_cache {
-	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
-	 * runtime.S brings it back. */
-	struct jump_entry entry[JUMP_ENTRIES], second[JUMP_ENTRIES];
+	struct jump_entry entry[JUMP_ENTRIES];
 	uint32_t fills; /* since the last reset; past FILL_LOG the log does not name them all */
 	uint16_t log[FILL_LOG];
 	bool local; /* some entry's page is not global */
+};
+
+/* Where returns find the code behind their call: by rsp, written by calls.  One for user code, which is for one address
+ * space, one for the kernel's.  `host`: code of the block at `rip` in the canonical entry state, the exit that links it,
+ * or the look-up. */
+#define RETURN_SHIFT 4
+#define RETURNS 256
+struct return_cache {
+	uint64_t rip[RETURNS];
+	uint64_t host[RETURNS];
 };
 
 #define PAGE_IDS 512
@@ -110,6 +118,7 @@ struct bt_space {
 	uint32_t tlb_fills, page_fills;
 	uint16_t tlb_log[FILL_LOG];
 	uint32_t page_log[FILL_LOG];
+	uint64_t epoch; /* changes when some page may no longer be shown; unique in its vcpu */
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
 #define SHOWN 1u
 #define SHOWN_GLOBAL 2u
@@ -134,19 +143,28 @@ struct space_set {
  * a guard on either side. */
 #define CHUNK_SHIFT 40
 #define CHUNK_SIZE (1ull << CHUNK_SHIFT)
-#define CHUNK_GUARD (4 * GiB)
-#define CHUNK_MASK 0xffffu /* translated code looks at these bits of the chunk's number */
-#define CHUNKS 128u        /* of user addresses of 47 bits; others have none in a window */
+#define CHUNK_GUARD (128 * GiB)
+#define CHUNKS 128u /* of user addresses of 47 bits; others have none in a window */
 #define CHUNK_UNKNOWN 0xffu
-/* Where a chunk is expected, translated code reads from the one page that is mapped here, between guards: for
- * address bits 31 to 46 as n, 8 * n bytes behind the page, less 4096 for each chunk before the expected one. */
-#define CHUNK_CHECK_SHIFT 31
-#define CHUNK_CHECK_GUARD (512 * KiB)
-/* Behind it another page: translated code that must keep its flags reads its last eight bytes, or faults beyond
- * them if somebody wants attention. */
-#define PROBE_PAGE (2 * CHUNK_CHECK_GUARD + GUEST_PAGE_SIZE)
-#define CHECK_BYTES (PROBE_PAGE + 2 * GUEST_PAGE_SIZE)
 #define WINDOW_CHUNKS 8
+
+/* Behind its struct a vcpu has an area that translated code reaches with gs: and addresses of 32 bits, and where
+ * nothing else is.  It begins with a table of what to add to a guest address: CHUNK_ENTRIES entries a chunk, found by
+ * the address's bits 35 to 63. */
+#define GS_BIAS 0x40000000
+#define AREA_BYTES (4 * GiB)
+#define CHUNK_ENTRY_SHIFT 35
+#define CHUNK_ENTRIES (1u << (CHUNK_SHIFT - CHUNK_ENTRY_SHIFT))
+#define CHUNK_TABLE_BYTES (CHUNKS * CHUNK_ENTRIES * 8)
+/* Where a chunk is expected, translated code reads from the one page that is mapped here: for address bits 31 to 59 as n,
+ * 8 * n bytes behind AREA_CHECK, less 4096 for each chunk before the expected one.  (What differs in the other bits only is
+ * not canonical, and its place is neither; so it is with what is farther away than AREA_CHECK_NEAR.) */
+#define CHUNK_CHECK_SHIFT 31
+#define AREA_CHECK (2 * GiB)
+#define AREA_CHECK_NEAR (2 * MiB)
+/* In front of the struct a page: translated code that must keep its flags reads its last eight bytes, or faults beyond
+ * them if somebody wants attention. */
+#define PROBE_BYTES (2 * GUEST_PAGE_SIZE)
 
 /* What of 2 MiB of guest addresses is mapped in a window: for each page, its gpa and SHADOW_*, or 0. */
 #define SHADOW_PAGES 512
@@ -207,7 +225,7 @@ enum site_kind {
 	SITE_LINK, /* direct jump not linked yet */
 	SITE_POLL, /* attention at a loop edge */
 	SITE_PAUSE, /* many PAUSEs */
-	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated */
+	SITE_PAGE, /* in a trace: the page it goes on in is not the one translated; at its head (`slotted`): look at its pages */
 	SITE_KINDS
 };
 
@@ -255,8 +273,13 @@ enum flags_state { FLAGS_HOST, FLAGS_MEM };
 /* Host offset to guest instruction, for faults inside a block. */
 struct insn_map {
 	uint16_t host_off, guest_off;
-	uint8_t pair, flags;
+	uint8_t pair;
+	uint8_t flags; /* enum flags_state, MAP_* */
+	int16_t rsp;   /* to be added to rsp */
 };
+/* A string instruction in a window: rsi is the guest's plus the first of the pair, rdi the guest's plus the second. */
+#define MAP_SOURCE 0x80u
+#define MAP_DESTINATION 0x40u
 
 /* One line of the processor's cache: a look-up reads most of it. */
 struct bt_block {
@@ -270,6 +293,7 @@ struct bt_block {
 	uint8_t flags : 1, valid : 1, trace : 1;
 	uint8_t off_page : 1; /* no longer on its page's list: its segment is being emptied */
 	uint8_t relied : 1;   /* another block of the page was made on the strength of flags_in */
+	uint8_t checks_pages : 1; /* a trace that looks at its head whether all its pages are shown */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
 	/* Guest code that does not follow the first piece, as that of a trace or of an instruction that
 	 * goes on in the next page, has a shadow: a record without code on its page's list, so that writes
@@ -497,7 +521,7 @@ struct bt_fast {
 #define SYSRET_FAST_FLAGS (RFLAGS_ARITH | RFLAGS_FIXED | RFLAGS_IF | RFLAGS_DF | RFLAGS_ID)
 
 struct bt_vcpu {
-	struct vcpu v; /* first: gs: offsets of v's members are the same */
+	struct vcpu v; /* first: offsets of v's members are the same */
 
 	/* reached from translated code */
 	uint64_t host_rsp;
@@ -521,10 +545,9 @@ struct bt_vcpu {
 	uint32_t slot_fills[2]; /* [user] */
 	uint32_t slot_log[2][SLOT_LOG]; /* offsets into `slots` */
 	uint64_t string_source; /* spill of a string instruction */
+	struct return_cache returns[2]; /* [user] */
+	uint64_t epoch; /* of the user space of `set` */
 	struct bt_fast fast;
-	/* By the chunk's number: what to add to a guest address; CHUNK_NONE leads to addresses that are not
-	 * canonical. */
-	uint64_t addend[CHUNK_MASK + 1];
 
 	/* C only */
 	struct bt_cache *m;
@@ -536,7 +559,7 @@ struct bt_vcpu {
 	uint64_t xmask;
 	struct space_set sets[SPACE_SETS];
 	struct space_set *set;
-	uint64_t stamp;
+	uint64_t stamp, epochs; /* epochs: the last one given */
 	uint32_t trap; /* SITE_FAULT */
 	uint64_t trap_rip;
 	gpa_t trap_gpa;          /* in a block: of the instruction */
@@ -552,8 +575,8 @@ struct bt_vcpu {
 	bool data_break; /* a data breakpoint was hit by this instruction */
 	uint8_t *spaces; /* room for every space of `sets`, and kernel_jumps */
 	struct bt_window windows[SPACE_SETS]; /* by set */
-	struct bt_window *window;             /* whose chunks are in `addend` */
-	bool window_support;
+	struct bt_window *window;             /* whose chunks are in the table of the area */
+	bool window_support, area; /* area: it has its table and its page */
 	gva_t window_next; /* the guest sees to a page fault there: map it before the access is tried again */
 	struct shadow *shadow_pool, *free_shadows;
 	unsigned nshadows; /* of the pool, ever used */
@@ -564,11 +587,11 @@ struct bt_vcpu {
 	/* Looking for hot code: where the next trace begins, what samples found so far. */
 	uint64_t trace_head;
 	const uint8_t *sample_pc;
+	uint32_t sample_phase;
 	uint64_t sample_period; /* ns */
 	uint64_t candidate[CANDIDATES];
 	struct path_step path[200];
 	uint64_t slot_epoch; /* changes when slots or TLB entries in use may have gone */
-	size_t bytes;        /* of this struct with its slots and, before it, the pages of CHECK_BYTES */
 	uint8_t bounce[GUEST_PAGE_SIZE + 64] __attribute__((aligned(64)));
 	struct bt_slot slots[]; /* by site */
 };
@@ -598,7 +621,7 @@ static inline enum code_kind bt_code_kind(const struct bt_vcpu *bv)
 /* runtime.S */
 void bt_enter(struct bt_vcpu *bv, const void *pc);
 extern const char bt_exit_common[], bt_refill_read[], bt_refill_write[], bt_miss_read[],
-    bt_miss_write[], bt_second_jump[], bt_syscall[], bt_sysret[], bt_iret[];
+    bt_miss_write[], bt_syscall[], bt_sysret[], bt_iret[];
 void bt_xsave(void *area, uint64_t mask);
 void bt_xrstor(const void *area, uint64_t mask);
 
@@ -624,8 +647,6 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err);
 void bt_space_free(struct bt_vcpu *bv);
 void bt_space_select(struct bt_vcpu *bv); /* sets `space` for the current state */
 int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write);
-/* Where to go on for `rip`, if the current jump cache knows; else NULL. */
-const void *bt_space_find_jump(struct bt_vcpu *bv, uint64_t rip);
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global);
 void bt_space_flush_all(struct bt_vcpu *bv);                 /* every entry of every space */
 void bt_space_flush_root(struct bt_vcpu *bv, uint64_t root); /* the spaces of one CR3 */
@@ -636,6 +657,7 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page);  /* the page became c
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip); /* the code at rip went */
 void bt_space_forget_code(struct bt_cache *m);              /* all code went */
 void bt_space_forget_jumps(struct bt_vcpu *bv, struct bt_space *space);
+void bt_returns_forget(struct bt_vcpu *bv, bool user);
 void bt_slots_flush(struct bt_vcpu *bv, bool user);
 void bt_slots_flush_all(struct bt_vcpu *bv);
 static inline void bt_slot_clear(struct bt_slot *s)
@@ -648,7 +670,7 @@ struct bt_binding *bt_find_page(struct bt_vcpu *bv, gva_t va, bool *fault);
 bool bt_interpret(struct bt_vcpu *bv, int *rc);
 
 /* window.c */
-#define CHUNK_NONE (1ull << 62)
+#define CHUNK_NONE (1ull << 62) /* leads from user addresses to such as are not canonical */
 /* Why a page was not mapped: it is; the guest's page tables say no (v.fault); it must go the long way; the
  * address is in another chunk than was expected; it was none of the guest's: somebody wants attention. */
 enum window_fill { WINDOW_MAPPED, WINDOW_FAULT, WINDOW_LONG, WINDOW_CHUNK, WINDOW_POLL };
@@ -692,10 +714,15 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsi
 /* Any version but a trace, for what versions have in common; NULL if none. */
 struct bt_block *bt_block_any(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
 struct bt_block *bt_block_by_host(struct bt_cache *m, const uint8_t *pc);
+/* Whether the current space shows all pages of a trace. */
+bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b);
+/* A trace does not fit: its way in is for others. */
+void bt_trace_avoid(struct bt_cache *m, struct bt_block *b);
 void bt_block_insert(struct bt_cache *m, struct bt_block *b);
 void bt_block_drop(struct bt_cache *m, struct bt_block *b);
 /* Drops the blocks, but not a trace, that begin there. */
 void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind);
+void bt_traces_trim(struct bt_cache *m, struct bt_block *keep); /* not too many that begin where it does */
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);

@@ -18,7 +18,7 @@
 #include "engine/bt/perf.h"
 
 #define SITES_RESERVE 1024
-#define MAPS_RESERVE 256
+#define MAPS_RESERVE 512 /* two for each step of the longest plan */
 #define COMMON_BYTES (256 * KiB)
 #define SEGMENT_MIN (512 * KiB)
 
@@ -148,21 +148,8 @@ static void index_clear(struct bt_cache *m)
 	m->live_blocks = 0;
 }
 
-/* To a routine of runtime.S, which may go on to `leave`. */
-static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave, const char *to)
-{
-	e_mov_imm(e, scratch, (uint64_t)leave);
-	e_store_gs(e, GS_OFFSET(leave), scratch);
-	e_mov_imm(e, scratch, (uint64_t)to);
-	if (scratch >= 8)
-		e8(e, 0x41);
-	e8(e, 0xff); /* jmp scratch */
-	e8(e, 0xe0 | (scratch & 7));
-}
-
 static void code_reset(struct bt_cache *m)
 {
-	const uint8_t *leave;
 	struct emit e;
 
 	divide(m);
@@ -172,16 +159,13 @@ static void code_reset(struct bt_cache *m)
 	x86_zero(m->bindings, sizeof(m->bindings));
 	if (m->common) /* thunks stay */
 		return;
-	leave = e.p = m->code; /* r10: the address to go to */
+	m->common = e.p = m->code;
+	m->lookup_exit = e.p; /* r10: the address to go to */
 	e_store_gs(&e, GS_OFFSET(v.rip), GPR_R10);
 	e_store_gs_imm32(&e, GS_OFFSET(site), SITE_LOOKUP);
 	m->common = e.p + 5; /* the thunk comes behind the jump to it */
-	e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
-	bt_perf_note(m, PERF_LOOKUP, leave, e.p);
-	m->lookup_exit = e.p = m->common;
-	put_far_jump(&e, GPR_R11, leave, bt_second_jump);
-	m->common = e.p;
 	bt_perf_note(m, PERF_LOOKUP, m->lookup_exit, m->common);
+	e_jmp(&e, bt_exit_thunk(m, FLAGS_MEM, PAIR_CANONICAL));
 	bt_exit_thunk(m, FLAGS_HOST,
 		      PAIR_NONE); /* the interpreter's stubs count on its being there */
 }
@@ -314,6 +298,18 @@ const uint8_t *bt_exit_thunk(struct bt_cache *m, unsigned flags, unsigned pair)
 	return m->exit_thunk[flags][pair];
 }
 
+/* To a routine of runtime.S, which may go on to `leave`. */
+static void put_far_jump(struct emit *e, unsigned scratch, const uint8_t *leave, const char *to)
+{
+	e_mov_imm(e, scratch, (uint64_t)leave);
+	e_store_gs(e, GS_OFFSET(leave), scratch);
+	e_mov_imm(e, scratch, (uint64_t)to);
+	if (scratch >= 8)
+		e8(e, 0x41);
+	e8(e, 0xff); /* jmp scratch */
+	e8(e, 0xe0 | (scratch & 7));
+}
+
 /* Entered from a failed check: a holds tag + address, b the TLB entry. */
 const uint8_t *bt_miss_thunk(struct bt_cache *m, bool write, unsigned pair)
 {
@@ -438,7 +434,7 @@ struct bt_block *bt_block_find(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsi
 
 	while ((b = index_next(m, &walk)) != NULL) {
 		if (b->trace) {
-			if (!plain)
+			if (!plain && bt_trace_fits(m->bv, b))
 				return b;
 			continue;
 		}
@@ -535,14 +531,41 @@ static void unlink_site(struct bt_cache *m, struct bt_site *site)
 	site->linked = 0;
 }
 
-static void block_remove(struct bt_cache *m, struct bt_block *b)
+static void unlink_in(struct bt_cache *m, struct bt_block *b)
 {
-	index_remove(m, b);
 	for (uint32_t i = b->links_in; i; i = m->sites[i].next_in) {
 		unlink_site(m, &m->sites[i]);
 		m->sites[i].linked_to = NULL;
 	}
 	b->links_in = 0;
+}
+
+bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b)
+{
+	uint64_t generation = bv->m->generation;
+	bool fault = false;
+
+	if (b->kind == CODE_KERNEL || bv->m->nbindings + PIECES_MAX > MAX_BINDINGS)
+		return b->kind == CODE_KERNEL; /* (which looks at each page on its way) */
+	for (unsigned i = 0; i < b->npieces; i++) {
+		const struct bt_binding *page = bt_find_page(bv, b[i].rip, &fault);
+
+		if (!page || generation != bv->m->generation || page->gpa != (b[i].gpa & ~(gpa_t)GUEST_PAGE_MASK))
+			return false;
+	}
+	return true;
+}
+
+void bt_trace_avoid(struct bt_cache *m, struct bt_block *b)
+{
+	unlink_in(m, b);
+	bt_space_drop_jumps(m, b->rip);
+}
+
+static void block_remove(struct bt_cache *m, struct bt_block *b)
+{
+	index_remove(m, b);
+	unlink_in(m, b);
 	b->valid = 0;
 	bt_space_drop_jumps(m, b->rip);
 	m->stats.invalidated_blocks++;
@@ -607,6 +630,24 @@ void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 
 	while ((b = bt_block_any(m, rip, gpa, kind)) != NULL)
 		bt_block_drop(m, b);
+}
+
+/* Each process with code in common but libraries elsewhere has traces of its own; old ones go. */
+#define TRACES_ALIKE 4
+
+void bt_traces_trim(struct bt_cache *m, struct bt_block *keep)
+{
+	struct index_walk walk = index_walk(keep->rip, keep->gpa, keep->kind);
+	struct bt_block *b, *other = NULL;
+	unsigned count = 0;
+
+	while ((b = index_next(m, &walk)) != NULL)
+		if (b->trace && b != keep) {
+			other = other ? other : b;
+			count++;
+		}
+	if (count >= TRACES_ALIKE)
+		bt_block_drop(m, other);
 }
 
 /* --- hints --- */
@@ -710,7 +751,7 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	     bool same_page, bool global)
 {
 	struct bt_site *site = &m->sites[n];
-	bool check = !same_page && !global;
+	bool check = !same_page && !global && !to->checks_pages;
 	unsigned flags = site->flags, a = site->pair >> 4;
 	const uint8_t *leave;
 	struct emit e;
@@ -916,6 +957,8 @@ void bt_cache_evict(struct bt_cache *m)
 	victim = find_victim(m);
 	m->generation++;
 	m->stats.evictions++;
+	bt_returns_forget(m->bv, false);
+	bt_returns_forget(m->bv, true);
 	empty_segment(m, &m->segment[victim]);
 	use_segment(m, victim);
 }

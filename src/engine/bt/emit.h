@@ -4,8 +4,8 @@
 
 #include "engine/bt/bt.h"
 
-#define GS_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member))
-#define GS_REG(r) ((uint32_t)((r)*8))
+#define GS_OFFSET(member) ((uint32_t)offsetof(struct bt_vcpu, member) - (uint32_t)GS_BIAS)
+#define GS_REG(r) ((uint32_t)((r)*8) - (uint32_t)GS_BIAS)
 
 struct emit {
 	uint8_t *p;
@@ -114,12 +114,11 @@ static inline void e_rorx(struct emit *e, unsigned dst, unsigned src, unsigned n
 	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
 	e8(e, n);
 }
-static inline void e_movzx16(struct emit *e, unsigned dst, unsigned src)
+static inline void e_movzx8(struct emit *e, unsigned dst, unsigned src)
 {
-	if (dst >= 8 || src >= 8)
-		e8(e, 0x40 | (dst >= 8 ? 4 : 0) | (src >= 8 ? 1 : 0));
+	e8(e, 0x40 | (dst >= 8 ? 4 : 0) | (src >= 8 ? 1 : 0));
 	e8(e, 0x0f);
-	e8(e, 0xb7);
+	e8(e, 0xb6);
 	e8(e, 0xc0 | (dst & 7) << 3 | (src & 7));
 }
 /* opcode reg, gs:[index * 8 + off], 64 bits. */
@@ -131,6 +130,23 @@ static inline void e_gs_index8(struct emit *e, unsigned opcode, unsigned reg, un
 	e8(e, 0x04 | (reg & 7) << 3);
 	e8(e, 0xc5 | (index & 7) << 3);
 	e32(e, off);
+}
+
+/* mov reg, gs:[(index * 8 + off) mod 2^32], 64 bits. */
+static inline void e_load_area(struct emit *e, unsigned reg, unsigned index, uint32_t off)
+{
+	e8(e, 0x67);
+	e_gs_index8(e, 0x8b, reg, index, off);
+}
+
+/* lea reg, [rip + to]; returns where the rel32 is. */
+static inline uint8_t *e_lea_code(struct emit *e, unsigned reg, const void *to)
+{
+	e8(e, 0x48 | (reg >= 8 ? 4 : 0));
+	e8(e, 0x8d);
+	e8(e, 0x05 | (reg & 7) << 3);
+	e32(e, (uint32_t)((const uint8_t *)to - (e->p + 4)));
+	return e->p - 4;
 }
 
 /* opcode reg, [base + index * scale + disp]; base or index may be GPR_NONE. */

@@ -63,7 +63,12 @@ static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 	at = map = m->maps + b->map;
 	for (unsigned i = 1; i < b->map_count && b->host + map[i].host_off <= pc; i++)
 		at = &map[i];
-	save_registers(bv, uc, at->pair, at->flags);
+	save_registers(bv, uc, at->pair, at->flags & ~(MAP_SOURCE | MAP_DESTINATION));
+	bv->v.regs[GPR_RSP] += (uint64_t)(int64_t)at->rsp;
+	if (at->flags & MAP_SOURCE)
+		bv->v.regs[GPR_RSI] -= (uint64_t)uc->uc_mcontext.gregs[greg[at->pair >> 4]];
+	if (at->flags & MAP_DESTINATION)
+		bv->v.regs[GPR_RDI] -= (uint64_t)uc->uc_mcontext.gregs[greg[at->pair & 15]];
 	bv->trap_rip = bt_block_rip(b, at->guest_off);
 	bv->trap_gpa = bt_block_gpa(b, at->guest_off);
 	bv->trap_block = b;
@@ -138,6 +143,7 @@ static void on_sample(int sig, siginfo_t *info, void *context)
 	if (!bt_current)
 		return;
 	bt_current->sample_pc = (const uint8_t *)uc->uc_mcontext.gregs[REG_RIP];
+	bt_current->sample_phase = atomic_load_explicit(&bt_current->phase, memory_order_relaxed);
 	atomic_fetch_or_explicit(&bt_current->v.attention, ATTENTION_PROFILE, memory_order_relaxed);
 }
 
@@ -218,11 +224,13 @@ struct bt_vcpu *bt_this(void)
 
 void bt_set_gs(struct bt_vcpu *bv)
 {
+	uint8_t *base = (uint8_t *)bv + GS_BIAS;
+
 	/* AT_HWCAP2 bit 1: the kernel lets user space write the GS base (Linux 5.9). */
 	if (getauxval(AT_HWCAP2) & 2)
-		__asm__ volatile("wrgsbase %0" : : "r"(bv));
+		__asm__ volatile("wrgsbase %0" : : "r"(base));
 	else
-		syscall(SYS_arch_prctl, ARCH_SET_GS, bv);
+		syscall(SYS_arch_prctl, ARCH_SET_GS, base);
 	bt_current = bv;
 }
 

@@ -183,10 +183,24 @@ static bool has_plain_high8(const struct insn *in)
 	       ((opcode < 0x40 && !(opcode & 5)) || opcode == 0x84 || opcode == 0x88 || opcode == 0x8a);
 }
 
+static bool is_prefetch(const struct insn *in)
+{
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_PREFETCH:
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+	case ZYDIS_MNEMONIC_PREFETCHWT1: return in->has_mem;
+	default: return false;
+	}
+}
+
 static enum shape classify(const struct bt_cache *m, const struct insn *in, bool user)
 {
 	switch (in->kind) {
-	case INSN_NOP: return S_NOP;
+	case INSN_NOP: return is_prefetch(in) ? S_PREFETCH : S_NOP;
 	case INSN_NATIVE:
 		if (!(m->mode >> in->vec & 1))
 			return S_INTERP;
@@ -293,11 +307,14 @@ static int plan_crossing(struct plan *p, const struct bt_cache *m, bool user, gp
 #define MAX_SPAN 256
 #define MAX_GROUPS 12
 
-/* What is known of a register: the value `id` plus `delta`. */
+/* What is known of a register: the value `id` plus `delta`, give or take `loose` GiB. */
 struct value {
-	uint32_t id;
+	uint32_t id, loose;
 	int64_t delta;
 };
+/* What stands under one check in a window: however far two such addresses are apart, both have a chunk or its guard. */
+#define LOOSE_MAX 40u
+_Static_assert((2 * LOOSE_MAX + 8) * GiB <= CHUNK_GUARD, "loose values stay in the guard");
 
 #define ID_FIRST 1u /* 0: no register, an absolute address */
 
@@ -312,6 +329,8 @@ struct group {
 
 struct tracker {
 	struct value reg[GPR_COUNT];
+	uint16_t narrow; /* registers whose value has 32 bits, with zeros or the sign before them */
+	bool window;
 	uint32_t next_id, segment[SEG_COUNT];
 	/* Counts what may fault or leave: a check for writing must not come before such a place if the write
 	 * comes behind it, since it sets the dirty bit. */
@@ -322,7 +341,7 @@ struct tracker {
 
 static void fresh(struct tracker *k, unsigned r)
 {
-	k->reg[r] = (struct value){k->next_id++, 0};
+	k->reg[r] = (struct value){k->next_id++, 0, 0};
 }
 
 static void forget_all(struct tracker *k)
@@ -333,11 +352,34 @@ static void forget_all(struct tracker *k)
 		k->segment[i] = k->next_id++;
 	k->ngroups = k->oldest = 0;
 	k->section++;
+	k->narrow = 0;
+}
+
+/* A register that is `from` plus at most `times` narrow values. */
+static struct value loosened(struct tracker *k, struct value from, unsigned times, int64_t delta)
+{
+	from.loose += times * 4;
+	from.delta += delta;
+	if (!k->window || from.loose > LOOSE_MAX)
+		return (struct value){k->next_id++, 0, 0};
+	return from;
+}
+
+/* base + index * scale + disp. */
+static struct value sum_of(struct tracker *k, unsigned base, unsigned index, unsigned scale, int64_t disp)
+{
+	if (base < GPR_COUNT && index == GPR_NONE)
+		return loosened(k, k->reg[base], 0, disp);
+	if (base < GPR_COUNT && index < GPR_COUNT && (k->narrow >> index & 1))
+		return loosened(k, k->reg[base], scale, disp);
+	if (base < GPR_COUNT && index < GPR_COUNT && scale == 1 && (k->narrow >> base & 1))
+		return loosened(k, k->reg[index], 1, disp);
+	return (struct value){k->next_id++, 0, 0};
 }
 
 /* The access lies at `at` from base + index * scale and is `size` long.  Finds it a leader, or makes it one. */
 static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which, struct group at,
-		  unsigned size, bool write, bool alone, bool roams)
+		  struct value value, unsigned size, bool write, bool alone, bool roams)
 {
 	struct access *a = &p->step[i].access[which];
 	struct group *g;
@@ -345,12 +387,13 @@ static void place(struct plan *p, struct tracker *k, unsigned i, unsigned which,
 	if (p->window && !a->wide) {
 		a->window = true;
 		/* Near: within a guard, with a displacement on top. */
-		if (!alone && !at.index && at.at < (int64_t)GiB && at.at > -(int64_t)GiB)
-			a->value = at.base;
+		if (!alone && value.delta < (int64_t)GiB && value.delta > -(int64_t)GiB)
+			a->value = value.id;
 		if (roams)
 			a->chunk = CHUNK_UNKNOWN;
 		return;
 	}
+	alone = alone || value.loose;
 	for (unsigned n = 0; n < k->ngroups && !alone; n++) {
 		struct access *leader;
 		int64_t low, high;
@@ -396,6 +439,7 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 	const struct insn *in = &s->in;
 	bool alone = in->addrsize != 8 || own_check(m, gpa), segment;
 	struct group at = {.scale = in->mem_index < GPR_COUNT ? in->mem_scale : 1, .at = step_disp(s)};
+	struct value value;
 
 	if (in->mem_base != GPR_RIP && (in->disp > 1 << 30 || in->disp < -(1 << 30)))
 		alone = true; /* the range must be within reach of a displacement */
@@ -411,9 +455,13 @@ static void place_memory(struct plan *p, const struct bt_cache *m, struct tracke
 		at.index = k->reg[in->mem_index].id;
 		at.at += k->reg[in->mem_index].delta * in->mem_scale;
 	}
+	if (segment || in->mem_base >= GPR_COUNT)
+		value = (struct value){at.index ? 0 : at.base, 0, at.at};
+	else
+		value = sum_of(k, in->mem_base, in->mem_index, in->mem_scale, in->disp);
 	s->access[ACCESS_MEM].wide = bt_hint_has(p->window ? &m->soft : &m->wide, gpa);
 	/* (The write of a read-modify-write is its own reason.) */
-	place(p, k, i, ACCESS_MEM, at, s->shape <= S_HIGH8 ? in->mem_size : 8,
+	place(p, k, i, ACCESS_MEM, at, value, s->shape <= S_HIGH8 ? in->mem_size : 8,
 	      s->shape <= S_HIGH8 && in->mem_write, alone, bt_hint_has(&m->roaming, gpa));
 }
 
@@ -423,7 +471,56 @@ static void place_stack(struct plan *p, const struct bt_cache *m, struct tracker
 	struct group at = {.base = k->reg[reg].id, .scale = 1, .at = k->reg[reg].delta + disp};
 
 	p->step[i].access[ACCESS_STACK].wide = p->window && bt_hint_has(&m->soft, gpa);
-	place(p, k, i, ACCESS_STACK, at, size, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
+	place(p, k, i, ACCESS_STACK, at, loosened(k, k->reg[reg], 0, disp), size, write, own_check(m, gpa), bt_hint_has(&m->roaming, gpa));
+}
+
+/* Whether the instruction's first operand has 32 bits then, with zeros or the sign before them.  (A shift by CL or BSF
+ * may leave it alone.) */
+static bool narrows(const struct insn *in)
+{
+	bool half = in->op[0].size == 4, number = in->op[0].size == 8 && in->op[1].type == OP_IMM;
+
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD: return in->op[0].size >= 4;
+	case ZYDIS_MNEMONIC_MOV: return half || (number && in->imm + (1u << 31) <= UINT32_MAX);
+	case ZYDIS_MNEMONIC_AND: return half || (number && in->imm <= UINT32_MAX);
+	case ZYDIS_MNEMONIC_LEA:
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_INC:
+	case ZYDIS_MNEMONIC_DEC:
+	case ZYDIS_MNEMONIC_NEG:
+	case ZYDIS_MNEMONIC_NOT:
+	case ZYDIS_MNEMONIC_IMUL:
+	case ZYDIS_MNEMONIC_TZCNT:
+	case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_POPCNT:
+	case ZYDIS_MNEMONIC_MOVD: return half;
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR: return half && in->op[1].type == OP_IMM && (in->imm & 31);
+	default: return false;
+	}
+}
+
+static void follow_narrow(struct tracker *k, const struct step *s)
+{
+	const struct insn *in = &s->in;
+	unsigned bit = 1u << in->op[0].reg;
+	bool first = s->shape <= S_LEA && in->nops && in->op[0].type == OP_GPR && in->gpr_write == bit;
+
+	if (in->mnemonic == ZYDIS_MNEMONIC_CDQE ||
+	    (first && (narrows(in) || (in->mnemonic == ZYDIS_MNEMONIC_MOV && in->op[1].type == OP_GPR && in->op[0].size == 8 &&
+				       (k->narrow >> in->op[1].reg & 1)))))
+		k->narrow |= in->gpr_write;
+	else if (s->shape == S_STRING)
+		k->narrow = 0;
+	else if (!(first && in->op[0].size <= 2))
+		k->narrow &= (uint16_t)~in->gpr_write;
 }
 
 /* Registers after the instruction. */
@@ -452,8 +549,12 @@ static void follow_values(struct tracker *k, const struct step *s)
 		return;
 	case S_LEA:
 		if (whole && in->addrsize == 8 && in->mem_index == GPR_NONE && in->mem_base < GPR_COUNT) {
-			k->reg[d] = (struct value){k->reg[in->mem_base].id,
-						   k->reg[in->mem_base].delta + in->disp};
+			k->reg[d] = k->reg[in->mem_base];
+			k->reg[d].delta += in->disp;
+			return;
+		}
+		if (whole && in->addrsize == 8 && k->window) {
+			k->reg[d] = sum_of(k, in->mem_base, in->mem_index, in->mem_scale, in->disp);
 			return;
 		}
 		break;
@@ -467,6 +568,10 @@ static void follow_values(struct tracker *k, const struct step *s)
 			k->reg[d] = k->reg[b];
 			return;
 		case ZYDIS_MNEMONIC_ADD:
+			if (in->op[1].type == OP_GPR && k->window) {
+				k->reg[d] = sum_of(k, d, b, 1, 0);
+				return;
+			}
 			if (in->op[1].type != OP_IMM)
 				break;
 			k->reg[d].delta += (int64_t)in->imm;
@@ -500,7 +605,7 @@ static void follow_values(struct tracker *k, const struct step *s)
 /* Cannot fault. */
 static bool harmless(const struct step *s)
 {
-	return s->shape == S_NOP || s->shape == S_PAUSE || s->shape == S_LEA ||
+	return s->shape == S_NOP || s->shape == S_PREFETCH || s->shape == S_PAUSE || s->shape == S_LEA ||
 	       (s->shape == S_COPY && s->in.vec == VECTOR_NONE &&
 		s->in.mnemonic != ZYDIS_MNEMONIC_DIV && s->in.mnemonic != ZYDIS_MNEMONIC_IDIV);
 }
@@ -511,6 +616,7 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 
 	k.next_id = ID_FIRST;
 	k.section = 0;
+	k.window = p->window;
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
 		struct step *s = &p->step[i];
@@ -519,6 +625,10 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 		switch (s->shape) {
 		case S_MEM:
 		case S_HIGH8: place_memory(p, m, &k, i, at); break;
+		case S_PREFETCH:
+			if (p->window && !bt_hint_has(&m->soft, at))
+				place_memory(p, m, &k, i, at);
+			break;
 		case S_PUSH:
 		case S_CALL:
 			if (s->in.op[0].type == OP_MEM)
@@ -539,6 +649,8 @@ static void share_checks(struct plan *p, const struct bt_cache *m)
 				k.section++;
 		}
 		follow_values(&k, s);
+		if (p->window)
+			follow_narrow(&k, s);
 	}
 }
 
@@ -643,6 +755,7 @@ static void note_page(struct plan *p, unsigned i, const struct bt_binding *page)
 		if (p->piece[k].rip >> GUEST_PAGE_SHIFT == p->step[i].rip >> GUEST_PAGE_SHIFT)
 			return;
 	p->step[i].page = page;
+	p->npages++;
 }
 
 int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, const struct path_step *path,
@@ -656,6 +769,7 @@ int bt_plan_path(struct plan *p, const struct bt_cache *m, enum code_kind kind, 
 	p->trace = true;
 	p->window = kind == CODE_WINDOW;
 	p->n = p->npieces = 0;
+	p->npages = 1;
 	for (unsigned i = 0; i < n && i < PLAN_MAX; i++) {
 		struct step *s = &p->step[i];
 		unsigned room = GUEST_PAGE_SIZE - (unsigned)(path[i].gpa & GUEST_PAGE_MASK);

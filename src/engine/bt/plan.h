@@ -13,6 +13,7 @@ enum shape {
 	S_NOP,
 	S_MEM,
 	S_HIGH8, /* S_MEM with AH, CH, DH or BH */
+	S_PREFETCH,
 	S_LEA,
 	S_PUSH,
 	S_POP,
@@ -84,7 +85,7 @@ struct piece {
 };
 
 struct plan {
-	unsigned n, npieces;
+	unsigned n, npieces, npages;
 	bool trace, window;
 	struct piece piece[PIECES_MAX];
 	const struct bt_binding *second; /* the one instruction goes on in this page */

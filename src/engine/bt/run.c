@@ -57,8 +57,7 @@ AT(bt_vcpu, v.lstar, V_LSTAR);
 AT(bt_vcpu, v.attention, V_ATTENTION);
 AT(bt_vcpu, v.seg[SEG_CS], V_CS);
 AT(bt_vcpu, v.seg[SEG_SS], V_SS);
-AT(jump_cache, second, JUMP_SECOND);
-_Static_assert(JUMP_INVALID == 1, "runtime.S");
+_Static_assert(GS_BIAS == GiB, "runtime.S");
 _Static_assert(JUMP_ENTRIES - 1 == JUMP_MASK && sizeof(struct jump_entry) == 16, "runtime.S");
 AT(bt_site, host_off, SITE_HOST_OFF);
 AT(bt_site, user, SITE_USER);
@@ -257,23 +256,23 @@ static struct bt_block *find_block(struct bt_vcpu *bv, unsigned pair, unsigned f
 /* Code for v.rip in the canonical state, or NULL: interpret or *fault. */
 static const void *look_up(struct bt_vcpu *bv, bool *fault)
 {
+	struct jump_entry *j = &bv->jumps->entry[jump_index(bv->v.rip)];
 	struct bt_binding *binding;
-	const void *known;
 	struct bt_block *b;
+	const void *code;
 
 	*fault = false;
 	if (unlikely(bv->v.rip == bv->trace_head))
 		return NULL;
-	known = bt_space_find_jump(bv, bv->v.rip);
-	if (known)
-		return known;
+	if (j->rip == bv->v.rip && j->rip != JUMP_INVALID)
+		return (const void *)j->host;
 	bv->m->stats.lookups++;
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, false, &binding, fault);
 	if (!b)
 		return NULL;
-	known = bv->m->code + b->entry;
-	bt_space_fill_jump(bv, bv->v.rip, known, binding && binding->global);
-	return known;
+	code = bv->m->code + b->entry;
+	bt_space_fill_jump(bv, bv->v.rip, code, binding && binding->global);
+	return code;
 }
 
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */
@@ -300,6 +299,8 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 		return to->host;
 	same_page = !((site->target ^ bt_block_rip(from, site->guest_off)) & ~(uint64_t)GUEST_PAGE_MASK);
 	bt_link(m, n, to, binding, same_page, binding->global);
+	/* Returns may lead there from elsewhere. */
+	bv->jumps->local = bv->jumps->local || !binding->global;
 	return to->host;
 }
 
@@ -358,13 +359,15 @@ static int after_trap(struct bt_vcpu *bv)
 		return x86_deliver_fault(&bv->v);
 	if (bv->trap_kind == WINDOW_CHUNK) {
 		struct bt_block *b = bv->trap_block;
+		bool news = bt_hint_add(&bv->m->roaming, bv->trap_gpa);
 
-		bt_hint_add(&bv->m->roaming, bv->trap_gpa);
 		if (b->valid) {
 			record_again(bv, b);
 			bt_block_drop(bv->m, b);
 		}
-		return 0;
+		if (news)
+			return 0;
+		/* It was no check that faulted, but a look-up of what is no user address. */
 	}
 	if (bv->trap_kind == WINDOW_LONG) {
 		struct bt_block *b = bv->trap_block;
@@ -431,8 +434,21 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			bv->yields = true;
 			v->rip = site.target;
 			return 0;
-		case SITE_POLL:
-		case SITE_PAGE: v->rip = site.target; return 0;
+		case SITE_PAGE:
+			v->rip = site.target;
+			if (!site.slotted)
+				return 0;
+			bt_space_select(bv);
+			if (!bt_trace_fits(bv, b)) {
+				bt_trace_avoid(m, b);
+				return 0;
+			}
+			if (generation != m->generation || !b->valid)
+				return 0;
+			bv->slots[bv->site].tag = bv->epoch;
+			pc = m->code + site.host_off;
+			continue;
+		case SITE_POLL: v->rip = site.target; return 0;
 		case SITE_LINK:
 			pc = follow_link(bv, bv->site, &fault);
 			if (fault)

@@ -9,10 +9,12 @@
  */
 #include "engine/bt/offsets.h"
 
+#define GS(offset) %gs:(offset) - GS_BIAS
+
 #define SECOND (4096 << 5) /* from a TLB entry to that of the second row */
 
 	.text
-	.globl bt_second_jump, bt_syscall, bt_sysret, bt_iret
+	.globl bt_syscall, bt_sysret, bt_iret
 	.globl bt_enter, bt_exit_common, bt_xsave, bt_xrstor, bt_vec_reset, bt_xstate_op, bt_xinuse
 	.globl bt_xstate_begin, bt_xstate_end, bt_xstate_failed
 	.type bt_enter, @function
@@ -26,32 +28,32 @@ bt_enter:
 	pushq %r13
 	pushq %r14
 	pushq %r15
-	movq %rsp, %gs:BT_HOST_RSP
-	movq %rsi, %gs:BT_ENTER_PC
-	movzwl %gs:BT_ARITH, %eax
+	movq %rsp, GS(BT_HOST_RSP)
+	movq %rsi, GS(BT_ENTER_PC)
+	movzwl GS(BT_ARITH), %eax
 	addb $0x7f, %al /* OF from bit 0 */
 	sahf
-	movq %gs:0, %rax
-	movq %gs:8, %rcx
-	movq %gs:16, %rdx
-	movq %gs:24, %rbx
-	movq %gs:40, %rbp
-	movq %gs:48, %rsi
-	movq %gs:56, %rdi
-	movq %gs:64, %r8
-	movq %gs:72, %r9
-	movq %gs:80, %r10
-	movq %gs:88, %r11
-	movq %gs:96, %r12
-	movq %gs:104, %r13
-	movq %gs:112, %r14
-	movq %gs:120, %r15
-	movq %gs:32, %rsp
-	jmp *%gs:BT_ENTER_PC
+	movq GS(0), %rax
+	movq GS(8), %rcx
+	movq GS(16), %rdx
+	movq GS(24), %rbx
+	movq GS(40), %rbp
+	movq GS(48), %rsi
+	movq GS(56), %rdi
+	movq GS(64), %r8
+	movq GS(72), %r9
+	movq GS(80), %r10
+	movq GS(88), %r11
+	movq GS(96), %r12
+	movq GS(104), %r13
+	movq GS(112), %r14
+	movq GS(120), %r15
+	movq GS(32), %rsp
+	jmp *GS(BT_ENTER_PC)
 
 	.balign 64
 bt_exit_common:
-	movq %gs:BT_HOST_RSP, %rsp
+	movq GS(BT_HOST_RSP), %rsp
 	popq %r15
 	popq %r14
 	popq %r13
@@ -65,31 +67,31 @@ bt_exit_common:
 	.globl \name
 	.balign 64
 \name:
-	movq %rax, %gs:BT_SAVE
-	movq %rcx, %gs:BT_SAVE + 8
-	movq %rdx, %gs:BT_SAVE + 16
-	movq %rbx, %gs:BT_SAVE + 24
-	movl %gs:BT_SITE, %edx
+	movq %rax, GS(BT_SAVE)
+	movq %rcx, GS(BT_SAVE + 8)
+	movq %rdx, GS(BT_SAVE + 16)
+	movq %rbx, GS(BT_SAVE + 24)
+	movl GS(BT_SITE), %edx
 	movl %edx, %eax
 	shlq $4, %rdx /* the slot's offset */
 	shlq $SITE_SHIFT, %rax
-	addq %gs:BT_SITES, %rax
-	movq %gs:BT_ARG, %rcx
-	subq %gs:BT_SLOTS(%rdx), %rcx
-	movq %rcx, %gs:BT_ARG
+	addq GS(BT_SITES), %rax
+	movq GS(BT_ARG), %rcx
+	subq GS(BT_SLOTS)(%rdx), %rcx
+	movq %rcx, GS(BT_ARG)
 	movl %ecx, %ebx
 	shrl $12 - 5, %ebx
 	andl $(4096 - 1) << 5, %ebx
-	addq %gs:BT_SPACE, %rbx
-	movb $0, %gs:BT_REFILL /* REFILL_MISS */
+	addq GS(BT_SPACE), %rbx
+	movb $0, GS(BT_REFILL) /* REFILL_MISS */
 	addq \tag(%rbx), %rcx
 	cmpq $4095, %rcx
 	ja 9f
 	cmpw SITE_LIMIT(%rax), %cx
 	ja 7f
-	movb $1, %gs:BT_REFILL /* REFILL_OFTEN */
+	movb $1, GS(BT_REFILL) /* REFILL_OFTEN */
 	movl SITE_COUNTER(%rax), %ecx
-	movl %gs:BT_SLOTS(%rcx), %ecx
+	movl GS(BT_SLOTS)(%rcx), %ecx
 	subl SITE_MISSED(%rax), %ecx
 	addl %ecx, SITE_MISSED(%rax)
 	cmpl $6, %ecx /* SLOT_PASSES */
@@ -101,45 +103,45 @@ bt_exit_common:
 6:
 	testb $2, TLB_KIND(%rbx) /* TLB_USER */
 	jz 1f
-	movb $3, %gs:BT_REFILL /* REFILL_AC: what AC allows, the same code may not do without */
-	movq %gs:BT_SPACE, %rcx
-	cmpq %rcx, %gs:BT_SPACE_AC
+	movb $3, GS(BT_REFILL) /* REFILL_AC: what AC allows, the same code may not do without */
+	movq GS(BT_SPACE), %rcx
+	cmpq %rcx, GS(BT_SPACE_AC)
 	je 9f
 1:	testb $1, TLB_KIND(%rbx) /* TLB_GLOBAL */
 	jnz 2f
-	movb $1, %gs:BT_SLOTS_LOCAL
-2:	cmpb $0x70, %gs:BT_SLOTS + 15(%rdx) /* empty? else it is in the log */
+	movb $1, GS(BT_SLOTS_LOCAL)
+2:	cmpb $0x70, GS(BT_SLOTS + 15)(%rdx) /* empty? else it is in the log */
 	jne 3f
-	movb $2, %gs:BT_REFILL /* REFILL_FULL */
+	movb $2, GS(BT_REFILL) /* REFILL_FULL */
 	movzbl SITE_USER(%rax), %eax
-	movl %gs:BT_SLOT_FILLS(, %rax, 4), %ecx
+	movl GS(BT_SLOT_FILLS)(, %rax, 4), %ecx
 	cmpl $8192, %ecx
 	jae 9f
-	incl %gs:BT_SLOT_FILLS(, %rax, 4)
+	incl GS(BT_SLOT_FILLS)(, %rax, 4)
 	shll $13, %eax
 	addl %ecx, %eax
-	movl %edx, %gs:BT_SLOT_LOG(, %rax, 4)
-	movl %gs:BT_SITE, %eax
+	movl %edx, GS(BT_SLOT_LOG)(, %rax, 4)
+	movl GS(BT_SITE), %eax
 	shlq $SITE_SHIFT, %rax
-	addq %gs:BT_SITES, %rax
+	addq GS(BT_SITES), %rax
 3:	movq \tag(%rbx), %rcx
-	movq %rcx, %gs:BT_SLOTS(%rdx)
+	movq %rcx, GS(BT_SLOTS)(%rdx)
 	addq TLB_HOST(%rbx), %rcx
-	movq %rcx, %gs:BT_SLOTS + 8(%rdx)
+	movq %rcx, GS(BT_SLOTS + 8)(%rdx)
 	movl SITE_HOST_OFF(%rax), %eax
-	addq %gs:BT_CODE, %rax
-	movq %rax, %gs:BT_LEAVE
+	addq GS(BT_CODE), %rax
+	movq %rax, GS(BT_LEAVE)
 	jmp 9f
 7:	cmpb $0, SITE_MERGED(%rax) /* across a page: each access for itself */
 	je 9f
 	movl SITE_AFTER_OFF(%rax), %eax
-	addq %gs:BT_CODE, %rax
-	movq %rax, %gs:BT_LEAVE
-9:	movq %gs:BT_SAVE, %rax
-	movq %gs:BT_SAVE + 8, %rcx
-	movq %gs:BT_SAVE + 16, %rdx
-	movq %gs:BT_SAVE + 24, %rbx
-	jmp *%gs:BT_LEAVE
+	addq GS(BT_CODE), %rax
+	movq %rax, GS(BT_LEAVE)
+9:	movq GS(BT_SAVE), %rax
+	movq GS(BT_SAVE + 8), %rcx
+	movq GS(BT_SAVE + 16), %rdx
+	movq GS(BT_SAVE + 24), %rbx
+	jmp *GS(BT_LEAVE)
 	.endm
 
 /* In: gs:BT_ARG = address, gs:BT_SITE, gs:BT_LEAVE.  Flags are dead.  A check found the wrong page in the TLB: it
@@ -148,89 +150,59 @@ bt_exit_common:
 	.globl \name
 	.balign 64
 \name:
-	movq %rax, %gs:BT_SAVE
-	movq %rcx, %gs:BT_SAVE + 8
-	movq %rdx, %gs:BT_SAVE + 16
-	movq %gs:BT_ARG, %rcx
+	movq %rax, GS(BT_SAVE)
+	movq %rcx, GS(BT_SAVE + 8)
+	movq %rdx, GS(BT_SAVE + 16)
+	movq GS(BT_ARG), %rcx
 	movl %ecx, %edx
 	shrl $12 - 5, %edx
 	andl $(4096 - 1) << 5, %edx
-	addq %gs:BT_SPACE, %rdx
+	addq GS(BT_SPACE), %rdx
 	movq %rcx, %rax
 	addq SECOND + \tag(%rdx), %rax
 	cmpq $4095, %rax
 	ja 9f
-	movl %gs:BT_SITE, %ecx
+	movl GS(BT_SITE), %ecx
 	shlq $SITE_SHIFT, %rcx
-	addq %gs:BT_SITES, %rcx
+	addq GS(BT_SITES), %rcx
 	cmpw SITE_LIMIT(%rcx), %ax
 	ja 9f
 	cmpb $0, SITE_NO_RETRY(%rcx)
 	jne 9f
 	movl SITE_HOST_OFF(%rcx), %eax
-	addq %gs:BT_CODE, %rax
-	movq %rax, %gs:BT_LEAVE
+	addq GS(BT_CODE), %rax
+	movq %rax, GS(BT_LEAVE)
 	.irp off, 0, 8, 16, 24
 	movq \off(%rdx), %rax
 	movq SECOND + \off(%rdx), %rcx
 	movq %rcx, \off(%rdx)
 	movq %rax, SECOND + \off(%rdx)
 	.endr
-9:	movq %gs:BT_SAVE, %rax
-	movq %gs:BT_SAVE + 8, %rcx
-	movq %gs:BT_SAVE + 16, %rdx
-	jmp *%gs:BT_LEAVE
+9:	movq GS(BT_SAVE), %rax
+	movq GS(BT_SAVE + 8), %rcx
+	movq GS(BT_SAVE + 16), %rdx
+	jmp *GS(BT_LEAVE)
 	.endm
 
-/* r11 = where the first row of the jump cache has r10. */
-	.macro JUMP_ENTRY
+/* On to r10: another privilege level, so other jumps. */
+	.macro GO
+	cmpl $0, GS(V_ATTENTION)
+	jne 9f
 	movq %r10, %r11
 	shrq $12, %r11
 	xorl %r10d, %r11d
 	andl $JUMP_MASK, %r11d
 	shll $4, %r11d
-	addq %gs:BT_JUMPS, %r11
-	.endm
-
-/* In: r10 = an address that the first row of the jump cache does not have, or somebody wants attention;
- * gs:BT_LEAVE.  r10 and r11 are the scratch pair, flags are dead.  It may be in the second row: then they change
- * places. */
-	.balign 64
-bt_second_jump:
-	cmpl $0, %gs:V_ATTENTION
-	jne 9f
-	cmpq $1, %r10 /* JUMP_INVALID; 0 is what was never filled */
-	jbe 9f
-	JUMP_ENTRY
-	cmpq JUMP_SECOND(%r11), %r10
-	jne 9f
-	movq %rax, %gs:BT_SAVE
-	movq %rcx, %gs:BT_SAVE + 8
-	.irp off, 0, 8
-	movq \off(%r11), %rax
-	movq JUMP_SECOND + \off(%r11), %rcx
-	movq %rcx, \off(%r11)
-	movq %rax, JUMP_SECOND + \off(%r11)
-	.endr
-	movq %gs:BT_SAVE, %rax
-	movq %gs:BT_SAVE + 8, %rcx
-	jmp *8(%r11)
-9:	jmp *%gs:BT_LEAVE
-
-/* On to r10: another privilege level, so other jumps. */
-	.macro GO
-	cmpl $0, %gs:V_ATTENTION
-	jne 9f
-	JUMP_ENTRY
+	addq GS(BT_JUMPS), %r11
 	cmpq (%r11), %r10
 	jne 9f
 	jmp *8(%r11)
-9:	jmp *%gs:FAST_LOOKUP_EXIT
+9:	jmp *GS(FAST_LOOKUP_EXIT)
 	.endm
 
 	.macro MOVE to, from
-	movq %gs:\from, %r11
-	movq %r11, %gs:\to
+	movq GS(\from), %r11
+	movq %r11, GS(\to)
 	.endm
 
 /* Arithmetic flags, IF, ID and DF as in `from`, the others zero. */
@@ -239,65 +211,65 @@ bt_second_jump:
 	andl $0xd5, %r11d
 	orl $2, %r11d
 	shll $8, %r11d
-	movw %r11w, %gs:BT_ARITH
+	movw %r11w, GS(BT_ARITH)
 	movl \from, %r11d
 	shrl $11, %r11d
 	andl $1, %r11d
-	orw %r11w, %gs:BT_ARITH
+	orw %r11w, GS(BT_ARITH)
 	movl \from, %r11d
 	andl $0x200, %r11d
-	movl %r11d, %gs:BT_IF_FLAG
-	movl $0, %gs:BT_AC_FLAG
+	movl %r11d, GS(BT_IF_FLAG)
+	movl $0, GS(BT_AC_FLAG)
 	movl \from, %r11d
 	andl $0x200400, %r11d
 	orl $2, %r11d
-	movq %r11, %gs:V_RFLAGS
+	movq %r11, GS(V_RFLAGS)
 	.endm
 
 /* SYSCALL.  In: r10 = the next instruction, flags in gs:BT_ARITH; r10 and r11 are the scratch pair. */
 	.balign 64
 bt_syscall:
 	movq %r10, %rcx
-	movzwl %gs:BT_ARITH, %r10d
+	movzwl GS(BT_ARITH), %r10d
 	movl %r10d, %r11d
 	shrl $8, %r11d
 	andl $0xd5, %r11d
 	andl $1, %r10d
 	shll $11, %r10d
 	orl %r10d, %r11d
-	orl %gs:V_RFLAGS, %r11d
-	orl %gs:BT_IF_FLAG, %r11d
-	orl %gs:BT_AC_FLAG, %r11d
-	movq %r11, %gs:88
-	movl %gs:V_SFMASK, %r10d
+	orl GS(V_RFLAGS), %r11d
+	orl GS(BT_IF_FLAG), %r11d
+	orl GS(BT_AC_FLAG), %r11d
+	movq %r11, GS(88)
+	movl GS(V_SFMASK), %r10d
 	notl %r10d
-	movl %gs:V_RFLAGS, %r11d
+	movl GS(V_RFLAGS), %r11d
 	andl %r10d, %r11d
 	orl $2, %r11d
-	movq %r11, %gs:V_RFLAGS
-	movl $0, %gs:BT_IF_FLAG
-	movl $0, %gs:BT_AC_FLAG
+	movq %r11, GS(V_RFLAGS)
+	movl $0, GS(BT_IF_FLAG)
+	movl $0, GS(BT_AC_FLAG)
 	movzbl %r10b, %r11d
 	shll $8, %r11d
 	shrl $11, %r10d
 	andl $1, %r10d
 	orl %r10d, %r11d
 	orl $0x200, %r11d
-	andw %r11w, %gs:BT_ARITH
+	andw %r11w, GS(BT_ARITH)
 	MOVE V_CS, FAST_KERNEL_CS
 	MOVE V_CS + 8, FAST_KERNEL_CS + 8
 	MOVE V_SS, FAST_KERNEL_SS
 	MOVE V_SS + 8, FAST_KERNEL_SS + 8
 	MOVE BT_SPACE, BT_SPACE_KERNEL
 	MOVE BT_JUMPS, FAST_KERNEL_JUMPS
-	movq %gs:V_LSTAR, %r10
+	movq GS(V_LSTAR), %r10
 	GO
 
 /* SYSRET to 64-bit code.  In: r10 = where to; the flags that the guest's r11 asks for are all among those that are
  * loaded here. */
 	.balign 64
 bt_sysret:
-	LOAD_FLAGS %gs:88
+	LOAD_FLAGS %gs:88-GS_BIAS
 	MOVE V_CS, FAST_USER_CS
 	MOVE V_CS + 8, FAST_USER_CS + 8
 	MOVE V_SS, FAST_USER_SS
@@ -311,26 +283,26 @@ bt_sysret:
 	.balign 64
 bt_iret:
 	movzwl 8(%r10), %r11d
-	cmpw %r11w, %gs:FAST_IRET_CS + SEG_SELECTOR
+	cmpw %r11w, GS(FAST_IRET_CS + SEG_SELECTOR)
 	jne 8f
 	movzwl 32(%r10), %r11d
-	cmpw %r11w, %gs:FAST_IRET_SS + SEG_SELECTOR
+	cmpw %r11w, GS(FAST_IRET_SS + SEG_SELECTOR)
 	jne 8f
-	movq %gs:FAST_CS_AT, %r11
+	movq GS(FAST_CS_AT), %r11
 	movq (%r11), %r11
-	cmpq %r11, %gs:FAST_CS_DESCRIPTOR
+	cmpq %r11, GS(FAST_CS_DESCRIPTOR)
 	jne 8f
-	movq %gs:FAST_SS_AT, %r11
+	movq GS(FAST_SS_AT), %r11
 	movq (%r11), %r11
-	cmpq %r11, %gs:FAST_SS_DESCRIPTOR
+	cmpq %r11, GS(FAST_SS_DESCRIPTOR)
 	jne 8f
 	testl $0x1e7100, 16(%r10) /* TF, IOPL, NT, VM, AC, VIF, VIP */
 	jnz 8f
-	testl $0x4000, %gs:V_RFLAGS /* NT */
+	testl $0x4000, GS(V_RFLAGS) /* NT */
 	jnz 8f
-	cmpb $0, %gs:BT_IRQ_WAIT
+	cmpb $0, GS(BT_IRQ_WAIT)
 	jne 8f
-	cmpb $0, %gs:V_NMI_BLOCKED
+	cmpb $0, GS(V_NMI_BLOCKED)
 	jne 8f
 	movq (%r10), %r11 /* canonical? */
 	sarq $47, %r11
@@ -346,7 +318,7 @@ bt_iret:
 	movq 24(%r10), %rsp
 	movq (%r10), %r10
 	GO
-8:	jmp *%gs:FAST_INTERP_EXIT
+8:	jmp *GS(FAST_INTERP_EXIT)
 
 	MISS bt_miss_read, TLB_READ_TAG
 	MISS bt_miss_write, TLB_WRITE_TAG

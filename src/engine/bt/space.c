@@ -52,26 +52,43 @@ static void tlb_clear(struct bt_space *s, unsigned index)
 	s->second[index].read_tag = s->second[index].write_tag = tlb_invalid(index);
 }
 
-static void jump_clear(struct bt_cache *m, struct jump_cache *c, unsigned index)
+static void jump_clear(struct bt_cache *m, struct jump_entry *j)
 {
-	c->entry[index] = c->second[index] = (struct jump_entry){JUMP_INVALID, (uint64_t)m->lookup_exit};
+	j->rip = JUMP_INVALID;
+	j->host = (uint64_t)m->lookup_exit;
+}
+
+void bt_returns_forget(struct bt_vcpu *bv, bool user)
+{
+	uint64_t *to = bv->returns[user].host, n = RETURNS;
+
+	__asm__ volatile("rep stosq" : "+D"(to), "+c"(n) : "a"(bv->m->lookup_exit) : "memory");
 }
 
 static void jumps_reset(struct bt_cache *m, struct jump_cache *c)
 {
+	bt_returns_forget(m->bv, c != m->bv->kernel_jumps);
 	if (c->fills <= FILL_LOG)
 		for (uint32_t i = 0; i < c->fills; i++)
-			jump_clear(m, c, c->log[i]);
+			jump_clear(m, &c->entry[c->log[i]]);
 	else
 		for (unsigned i = 0; i < JUMP_ENTRIES; i++)
-			if (c->entry[i].rip > JUMP_INVALID || c->second[i].rip > JUMP_INVALID)
-				jump_clear(m, c, i);
+			if (c->entry[i].rip > JUMP_INVALID)
+				jump_clear(m, &c->entry[i]);
 	c->fills = 0;
 	c->local = false;
 }
 
+static void epoch_next(struct bt_vcpu *bv, struct bt_space *s)
+{
+	s->epoch = ++bv->epochs;
+	if (bv->set && bv->set->space[SPACE_USER] == s)
+		bv->epoch = s->epoch;
+}
+
 static void shows_reset(struct bt_cache *m, struct bt_space *s)
 {
+	epoch_next(m->bv, s);
 	if (s->page_fills <= FILL_LOG)
 		for (uint32_t i = 0; i < s->page_fills; i++)
 			s->shows[s->page_log[i]] = 0;
@@ -181,6 +198,7 @@ static void space_reset_local(struct bt_cache *m, struct bt_space *s)
 {
 	uint32_t fills = s->tlb_fills, pages = s->page_fills;
 
+	epoch_next(m->bv, s);
 	s->tlb_fills = s->page_fills = 0;
 	if (fills)
 		x86_zero(s->writable, sizeof(s->writable));
@@ -217,30 +235,11 @@ static unsigned log_slot(uint32_t *fills)
 	return *fills <= FILL_LOG ? (*fills)++ : FILL_LOG;
 }
 
-const void *bt_space_find_jump(struct bt_vcpu *bv, uint64_t rip)
-{
-	struct jump_entry *j = &bv->jumps->entry[jump_index(rip)], *second = &bv->jumps->second[jump_index(rip)];
-
-	if (rip <= JUMP_INVALID)
-		return NULL;
-	if (j->rip == rip)
-		return (const void *)j->host;
-	if (second->rip == rip) {
-		struct jump_entry back = *second;
-
-		*second = *j;
-		*j = back;
-		return (const void *)back.host;
-	}
-	return NULL;
-}
-
 void bt_space_fill_jump(struct bt_vcpu *bv, uint64_t rip, const void *host, bool global)
 {
 	struct jump_cache *c = bv->jumps;
 	unsigned index = jump_index(rip), slot;
 
-	c->second[index] = c->entry[index];
 	c->entry[index] = (struct jump_entry){rip, (uint64_t)host};
 	c->local = c->local || !global;
 	slot = log_slot(&c->fills);
@@ -264,8 +263,9 @@ static struct bt_space *space_get(struct bt_vcpu *bv, struct space_set *set, enu
 		/* Memory that was never touched is zero, and so it may stay: only at index 0 does an entry of zeros
 		 * match anything. */
 		tlb_clear(s, 0);
-		jump_clear(bv->m, &s->jump, 0);
+		jump_clear(bv->m, &s->jump.entry[0]);
 		set->space[kind] = s;
+		epoch_next(bv, s);
 	}
 	return s;
 }
@@ -303,13 +303,16 @@ void bt_space_select(struct bt_vcpu *bv)
 		bv->set = set_find(bv, root);
 		bv->set->used = ++bv->stamp;
 		bv->space_kernel = NULL;
+		bv->epoch = bv->set->space[SPACE_USER] ? bv->set->space[SPACE_USER]->epoch : 0;
 		bt_fast_forget(bv);
 		if (bv->kernel_jumps->local)
 			jumps_reset(bv->m, bv->kernel_jumps);
 		slots_flush_local(bv);
+		bt_returns_forget(bv, true);
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
+		bv->epoch = bv->space->epoch;
 		bv->jumps = &bv->space->jump;
 		bt_window_enter(bv);
 		return;
@@ -374,11 +377,12 @@ static void drop_page_jumps(struct bt_cache *m, struct jump_cache *c, uint64_t v
 {
 	bool logged = c->fills <= FILL_LOG;
 
+	bt_returns_forget(m->bv, c != m->bv->kernel_jumps);
 	for (unsigned n = 0; n < (logged ? c->fills : JUMP_ENTRIES); n++) {
-		unsigned i = logged ? c->log[n] : n;
+		struct jump_entry *j = &c->entry[logged ? c->log[n] : n];
 
-		if (c->entry[i].rip >> GUEST_PAGE_SHIFT == vpage || c->second[i].rip >> GUEST_PAGE_SHIFT == vpage)
-			jump_clear(m, c, i);
+		if (j->rip >> GUEST_PAGE_SHIFT == vpage)
+			jump_clear(m, j);
 	}
 }
 
@@ -406,6 +410,7 @@ static void flush_large_code(struct bt_vcpu *bv, struct bt_space *s, gva_t va, u
 		if (b->vpage >> (shift - GUEST_PAGE_SHIFT) != va >> shift || !s->shows[i])
 			continue;
 		s->shows[i] = 0;
+		epoch_next(bv, s);
 		drop_page_jumps(m, b->user ? &s->jump : bv->kernel_jumps, b->vpage);
 		bv->redispatch = true;
 	}
@@ -442,6 +447,7 @@ void bt_space_flush_page(struct bt_vcpu *bv, gva_t va)
 			if (b->vpage != vpage || !s->shows[b->id])
 				continue;
 			s->shows[b->id] = 0;
+			epoch_next(bv, s);
 			drop_page_jumps(m, &s->jump, vpage);
 			bv->redispatch = true;
 		}
@@ -501,16 +507,19 @@ void bt_space_drop_writes(struct bt_vcpu *bv, gpa_t page)
 
 static void drop_jump(struct bt_cache *m, struct jump_cache *c, uint64_t rip)
 {
-	unsigned i = jump_index(rip);
+	struct jump_entry *j = &c->entry[jump_index(rip)];
 
-	if (c->entry[i].rip == rip || c->second[i].rip == rip)
-		jump_clear(m, c, i);
+	if (j->rip == rip)
+		jump_clear(m, j);
 }
 
 void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip)
 {
 	struct bt_vcpu *bv = m->bv;
 
+	/* The return cache names code, not where it was translated from: all of it goes. */
+	bt_returns_forget(bv, false);
+	bt_returns_forget(bv, true);
 	drop_jump(m, bv->kernel_jumps, rip);
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		if (bv->sets[i].space[SPACE_USER])
@@ -587,7 +596,9 @@ int bt_space_init(struct bt_vcpu *bv, struct error *err)
 		return error_set(err, ENOMEM, "out of memory for translation buffers");
 	}
 	bv->kernel_jumps = (struct jump_cache *)(bv->spaces + KERNEL_JUMPS_AT);
-	jump_clear(bv->m, bv->kernel_jumps, 0);
+	jump_clear(bv->m, &bv->kernel_jumps->entry[0]);
+	bt_returns_forget(bv, false);
+	bt_returns_forget(bv, true);
 	bt_window_init(bv);
 	return 0;
 }

@@ -37,6 +37,17 @@ static bool seen_before(struct bt_vcpu *bv, uint64_t rip)
 	return seen;
 }
 
+/* A window is for processes that compute: whose kernel is at work as often has pages that come and go. */
+static void note_heat(struct bt_vcpu *bv, struct bt_space *space, const struct bt_block *b)
+{
+	bool user = x86_cpl(&bv->v) == 3, helper = (bv->sample_phase & ((1u << PHASE_MNEMONIC_SHIFT) - 1)) == PHASE_HELPER;
+
+	if (b ? b->kind == CODE_USER : user && helper) /* long strings are interpreted without a window */
+		space->heat++;
+	else if (!space->window && space->heat && (b ? b->kind == CODE_KERNEL : !user))
+		space->heat--;
+}
+
 void bt_trace_sample(struct bt_vcpu *bv)
 {
 	struct bt_cache *m = bv->m;
@@ -45,8 +56,8 @@ void bt_trace_sample(struct bt_vcpu *bv)
 	m->stats.samples++;
 	bt_cache_heat(m, bv->sample_pc);
 	b = bt_block_by_host(m, bv->sample_pc);
-	if (b && b->kind == CODE_USER && bv->set->space[SPACE_USER])
-		bv->set->space[SPACE_USER]->heat++;
+	if (bv->set && bv->set->space[SPACE_USER])
+		note_heat(bv, bv->set->space[SPACE_USER], b);
 	bv->sample_pc = NULL;
 	if (b && b->trace && b->valid && b->stale_since && m->stats.samples - b->stale_since >= SETTLED) {
 		/* Its checks are known by now: once more, without detours. */
@@ -58,7 +69,8 @@ void bt_trace_sample(struct bt_vcpu *bv)
 		bv->sample_period = MIN(bv->sample_period * 5 / 4, PERIOD_MAX);
 	} else {
 		bv->sample_period = MAX(bv->sample_period * 3 / 4, PERIOD_MIN);
-		if (seen_before(bv, b->rip)) {
+		/* What has a window runs for long. */
+		if (seen_before(bv, b->rip) || b->kind == CODE_WINDOW) {
 			/* The next time it is come by. */
 			bv->trace_head = b->rip;
 			bt_blocks_drop(m, b->rip, b->gpa, b->kind);

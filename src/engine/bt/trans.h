@@ -34,12 +34,13 @@ struct trans {
 	uint8_t loop_pair, loop_flags; /* the state at the last jump to the beginning */
 	uint8_t pair;
 	bool host_ok, mem_ok; /* where valid flags are; neither: they are dead */
+	int rsp_due;          /* in a window: what pushes and pops have not yet added to rsp */
 	/* Whose addend t0, t1 hold: the site's, or in a window the value's or the chunk's; 0: nobody's. */
 	uint32_t held[2];
 	struct checked {
 		uint32_t value;
 		uint8_t chunk;
-	} checked[8]; /* values that are known to be in a chunk */
+	} checked[32]; /* values that are known to be in a chunk */
 	unsigned nchecked;
 	unsigned ncold;
 	struct plan plan;
@@ -78,6 +79,10 @@ void bt_free_operands(struct trans *t, unsigned i);
 /* The scratch register that does not address `mem`. */
 unsigned bt_free_scratch(const struct trans *t, struct host_mem mem);
 
+/* Adds to rsp, in a window at the next bt_settle_rsp only.  Neither changes flags. */
+void bt_adjust_rsp(struct trans *t, int by);
+void bt_settle_rsp(struct trans *t);
+
 /* The code that follows destroys the host's flags; `live` are needed later. */
 void bt_about_to_clobber(struct trans *t, unsigned live);
 void bt_need_host_flags(struct trans *t);
@@ -90,8 +95,10 @@ void bt_after_flags(struct trans *t, const struct step *s);
 
 /* Address of the operand to `dst`.  May destroy flags. */
 void bt_put_address(struct trans *t, const struct step *s, unsigned dst);
-/* Jumps if reg > 4096 - size; returns where the rel32 is. */
-uint8_t *bt_put_compare(struct emit *e, unsigned reg, unsigned size);
+/* reg = what to add to addresses of the chunk of the one in `base`.  No flags. */
+void bt_put_chunk_of(struct emit *e, unsigned reg, unsigned base);
+/* Jumps if reg > most; returns where the rel32 is. */
+uint8_t *bt_put_compare(struct emit *e, unsigned reg, uint32_t most);
 /* t0 = guest-virtual address: t1 = its TLB entry; t0 += the entry's tag; checks that.  A miss goes on at
  * `retry`.  Returns the site. */
 uint32_t bt_put_tlb_check(struct trans *t, unsigned i, unsigned size, bool write,

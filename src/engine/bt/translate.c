@@ -29,6 +29,19 @@
 #include "engine/bt/perf.h"
 #include "engine/bt/trans.h"
 
+static void note_map(struct trans *t, unsigned i)
+{
+	struct bt_block *b = t->b;
+
+	t->m->maps[b->map + b->map_count++] = (struct insn_map){
+	    .host_off = (uint16_t)(t->e.p - b->host),
+	    .guest_off = t->plan.step[i].off,
+	    .pair = t->pair,
+	    .flags = (uint8_t)flags_label(t),
+	    .rsp = (int16_t)t->rsp_due,
+	};
+}
+
 /* The instruction as it is; what is behind its bytes is overwritten. */
 static void put_bytes(struct emit *e, const struct insn *in)
 {
@@ -106,6 +119,18 @@ static void put_high8(struct trans *t, unsigned i, unsigned live_after)
 	bt_note_after(t, i, ACCESS_MEM);
 }
 
+/* In a window; elsewhere, looking for the page would cost more than it gains.  Never faults, so nothing is checked. */
+static void put_prefetch(struct trans *t, unsigned i)
+{
+	const struct step *s = &t->plan.step[i];
+	struct host_mem mem;
+
+	if (!s->access[ACCESS_MEM].window)
+		return;
+	mem = bt_put_mem_access(t, i, t->e.p);
+	t->e.p += insn_encode(&s->in, mem, t->e.p);
+}
+
 static void put_push(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
@@ -135,7 +160,7 @@ static void put_push(struct trans *t, unsigned i)
 	default: e_load_gs(e, value, GS_OFFSET(spill));
 	}
 	bt_put_store(t, mem, value);
-	e_lea(e, GPR_RSP, GPR_RSP, -8);
+	bt_adjust_rsp(t, -8);
 	bt_note_after(t, i, ACCESS_STACK);
 	if (in->op[0].type == OP_MEM)
 		bt_note_after(t, i, ACCESS_MEM);
@@ -221,7 +246,7 @@ static void put_pop(struct trans *t, unsigned i)
 	bt_ready_flags(t, i);
 	bt_put_load(t, reg, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
 	if (reg != GPR_RSP)
-		e_lea(&t->e, GPR_RSP, GPR_RSP, 8);
+		bt_adjust_rsp(t, 8);
 	bt_note_after(t, i, ACCESS_STACK);
 }
 
@@ -232,6 +257,7 @@ static void put_leave(struct trans *t, unsigned i)
 	bt_ready_flags(t, i);
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RBP, 0, t->e.p));
 	e_lea(&t->e, GPR_RSP, GPR_RBP, 8);
+	t->rsp_due = 0;
 	e_mov(&t->e, GPR_RBP, a);
 	bt_note_after(t, i, ACCESS_STACK);
 }
@@ -340,13 +366,51 @@ static void put_string_operand(struct trans *t, unsigned i, unsigned reg, bool w
 	*sites = bt_put_tlb_check(t, i, 1, write, retry);
 	e_store_gs(e, GS_OFFSET(spill), t1);
 	e_mem(e, 0x8d, t1, t0, GPR_RCX, string_size(&t->plan.step[i].in), 0, true);
-	rel = bt_put_compare(e, t1, 0);
+	rel = bt_put_compare(e, t1, GUEST_PAGE_SIZE);
 	bt_leave_at(t, rel, SITE_INTERP, i);
 	e_load_gs(e, t1, GS_OFFSET(spill));
 	e_mem(e, 0x03, t0, t1, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
 }
 
-/* REP MOVS and REP STOS that stay in a page on either side; others are interpreted. */
+/* On to the interpreter if strings go backwards, or if rcx > `most`. */
+static void put_string_checks(struct trans *t, unsigned i, uint32_t most)
+{
+	struct emit *e = &t->e;
+
+	e_gs(e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
+	e8(e, RFLAGS_DF >> 8);
+	bt_leave_at(t, e_jcc(e, CC_NE, e->p), SITE_INTERP, i);
+	bt_leave_at(t, bt_put_compare(e, GPR_RCX, most), SITE_INTERP, i);
+}
+
+/* In a window, where a string lies in one piece on the host, too: a fault is like that of any other access there, only
+ * that rsi and rdi are the host's (in_block).  What takes longer than a timer may wait is for the interpreter. */
+#define WINDOW_STRING (256 * KiB)
+
+static void put_window_string(struct trans *t, unsigned i)
+{
+	const struct insn *in = &t->plan.step[i].in;
+	bool moves = is_move(in);
+	unsigned t0 = t0_of(t), t1 = t1_of(t);
+	struct emit *e = &t->e;
+
+	put_string_checks(t, i, WINDOW_STRING / string_size(in));
+	if (moves)
+		bt_put_chunk_of(e, t0, GPR_RSI);
+	bt_put_chunk_of(e, t1, GPR_RDI);
+	if (moves)
+		e_rr(e, 0x01, GPR_RSI, t0, true);
+	e_rr(e, 0x01, GPR_RDI, t1, true);
+	note_map(t, i);
+	t->m->maps[t->b->map + t->b->map_count - 1u].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
+	put_bytes(e, in);
+	if (moves)
+		e_rr(e, 0x29, GPR_RSI, t0, true);
+	e_rr(e, 0x29, GPR_RDI, t1, true);
+	t->held[0] = t->held[1] = 0;
+}
+
+/* REP MOVS and REP STOS; without a window, those that stay in a page on either side. */
 static void put_string(struct trans *t, unsigned i)
 {
 	const struct step *s = &t->plan.step[i];
@@ -355,16 +419,14 @@ static void put_string(struct trans *t, unsigned i)
 	struct emit *e = &t->e;
 	uint32_t sites[2], first = t->m->nsites, last;
 	const uint8_t *retry;
-	uint8_t *rel;
 
 	bt_about_to_clobber(t, s->live);
+	if (t->kind == CODE_WINDOW && !bt_hint_has(&t->m->soft, s->gpa)) {
+		put_window_string(t, i);
+		return;
+	}
 	retry = e->p;
-	e_gs(e, 0xf6, 0, false, GS_OFFSET(v.rflags) + 1); /* test byte, DF */
-	e8(e, RFLAGS_DF >> 8);
-	rel = e_jcc(e, CC_NE, e->p);
-	bt_leave_at(t, rel, SITE_INTERP, i);
-	rel = bt_put_compare(e, GPR_RCX, 0);
-	bt_leave_at(t, rel, SITE_INTERP, i);
+	put_string_checks(t, i, GUEST_PAGE_SIZE);
 	if (moves) {
 		put_string_operand(t, i, GPR_RSI, false, retry, &sites[0]);
 		e_store_gs(e, GS_OFFSET(string_source), t0);
@@ -467,18 +529,6 @@ static void put_lea(struct trans *t, unsigned i)
 	put_bytes(&t->e, in);
 }
 
-static void note_map(struct trans *t, unsigned i)
-{
-	struct bt_block *b = t->b;
-
-	t->m->maps[b->map + b->map_count++] = (struct insn_map){
-	    .host_off = (uint16_t)(t->e.p - b->host),
-	    .guest_off = t->plan.step[i].off,
-	    .pair = t->pair,
-	    .flags = (uint8_t)flags_label(t),
-	};
-}
-
 /* At the head of a crossing instruction's block: is the second page still the one translated? */
 static void put_crossing_guard(struct trans *t)
 {
@@ -488,7 +538,28 @@ static void put_crossing_guard(struct trans *t)
 	bt_leave_at(t, rel, SITE_CROSS, 0);
 }
 
-/* In a trace that goes on in another page: is it still the one translated? */
+/* At the head of a trace of user code with several pages: was it found that they are all shown, and has nothing happened
+ * to the space since? */
+static void put_epoch_check(struct trans *t)
+{
+	unsigned t1 = t1_of(t);
+	struct bt_site *site;
+	const uint8_t *retry;
+	uint32_t n;
+
+	bt_about_to_clobber(t, t->plan.step[0].live);
+	retry = t->e.p;
+	n = t->m->nsites;
+	e_load_gs(&t->e, t1, bt_slot_offset(n) + (uint32_t)offsetof(struct bt_slot, tag));
+	e_gs(&t->e, 0x3b, t1, true, GS_OFFSET(epoch)); /* cmp */
+	site = bt_leave_at(t, e_jcc(&t->e, CC_NE, t->e.p), SITE_PAGE, 0);
+	site->target = t->b->rip;
+	site->slotted = 1;
+	site->host_off = (uint32_t)(retry - t->m->code);
+	t->m->bv->slots[n].tag = 0;
+}
+
+/* In a trace of kernel code that goes on in another page: is it still the one translated? */
 static void put_page_check(struct trans *t, unsigned i)
 {
 	uint8_t *rel;
@@ -519,12 +590,39 @@ static void put_shadows(struct trans *t)
 	}
 }
 
+/* Whether the step can do with an rsp that is not settled: it has nothing to do with rsp or goes by rsp_due, and does not
+ * leave.  (A fault goes by the map.) */
+static bool takes_rsp_due(const struct step *s)
+{
+	const struct insn *in = &s->in;
+	bool names = (in->gpr_operands | in->gpr_read | in->gpr_write) >> GPR_RSP & 1, addresses = in->gpr_addr >> GPR_RSP & 1;
+
+	switch (s->shape) {
+	case S_NOP:
+	case S_COPY:
+	case S_LEA: return !names && !addresses;
+	case S_MEM:
+	case S_PREFETCH:
+		return !names && (s->access[ACCESS_MEM].window || s->shape == S_PREFETCH) &&
+		       (!addresses || (in->mem_base == GPR_RSP && in->mem_index == GPR_NONE && in->addrsize == 8 && in->mem_seg < SEG_FS &&
+				       in->disp == (int16_t)in->disp));
+	case S_PUSH: return s->access[ACCESS_STACK].window && (in->op[0].type == OP_IMM || (in->op[0].type == OP_GPR && in->op[0].reg != GPR_RSP));
+	case S_POP: return s->access[ACCESS_STACK].window && in->op[0].reg != GPR_RSP;
+	case S_LEAVE: return s->access[ACCESS_STACK].window;
+	case S_RET: return s->access[ACCESS_STACK].window;
+	case S_CALL: return s->follow && s->access[ACCESS_STACK].window && in->op[0].type == OP_IMM;
+	default: return false;
+	}
+}
+
 static void put_step(struct trans *t, unsigned i)
 {
 	struct step *s = &t->plan.step[i];
 	unsigned live_after = i + 1 < t->plan.n ? t->plan.step[i + 1].live : RFLAGS_ARITH;
 
-	if (s->page)
+	if (!takes_rsp_due(s))
+		bt_settle_rsp(t);
+	if (s->page && t->kind == CODE_KERNEL)
 		put_page_check(t, i);
 	bt_free_operands(t, i);
 	note_map(t, i);
@@ -539,6 +637,7 @@ static void put_step(struct trans *t, unsigned i)
 	case S_NOP: break;
 	case S_MEM: put_memory(t, i, live_after); break;
 	case S_HIGH8: put_high8(t, i, live_after); break;
+	case S_PREFETCH: put_prefetch(t, i); break;
 	case S_LEA: put_lea(t, i); break;
 	case S_PUSH: put_push(t, i); break;
 	case S_POP: put_pop(t, i); break;
@@ -618,8 +717,9 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
 	t->ncold = 0;
+	t->rsp_due = 0;
 	t->polled = false;
-	for (unsigned i = 0; i < ARRAY_SIZE(t->checked); i++)
+	for (unsigned i = 0; i < ARRAY_SIZE(t->checked) && t->plan.trace; i++)
 		t->checked[i] = (struct checked){0};
 	t->held[0] = t->held[1] = 0;
 	t->loop_pair = (uint8_t)pair;
@@ -628,18 +728,23 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	t->mem_ok = flags == FLAGS_MEM;
 	if (t->plan.second)
 		put_crossing_guard(t);
+	b->checks_pages = t->plan.trace && t->plan.npages > 1 && t->kind != CODE_KERNEL;
+	if (b->checks_pages)
+		put_epoch_check(t);
 	if (t->slots)
 		put_counter(t);
 	for (unsigned i = 0; i < t->plan.n; i++) {
 		/* What bt_cache_reserve promised must do whatever the guest's code is. */
 		if (unlikely((size_t)(t->e.p - b->host) > HOT_RESERVE - STEP_BYTES ||
 			     (size_t)(t->m->cold - cold) > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
+			bt_settle_rsp(t);
 			bt_put_link(t, i, -1, t->plan.step[i].rip);
 			b->host_len = (uint16_t)(t->e.p - b->host);
 			return;
 		}
 		put_step(t, i);
 	}
+	bt_settle_rsp(t);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		bt_put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
 	b->host_len = (uint16_t)(t->e.p - b->host);
@@ -730,6 +835,7 @@ struct bt_block *bt_translate_path(struct bt_vcpu *bv, const struct path_step *p
 	bt_blocks_drop(m, t->b->rip, t->b->gpa, t->kind);
 	finish_block(t);
 	put_entry(t);
+	bt_traces_trim(m, t->b);
 	m->stats.traces++;
 	m->stats.trace_insns += t->plan.n;
 	return t->b;

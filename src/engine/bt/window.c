@@ -145,10 +145,6 @@ void bt_window_init(struct bt_vcpu *bv)
 {
 	long rc;
 
-	/* Of what is 0 here, no address leads to memory: user addresses have small numbers. */
-	for (unsigned i = 0; i < CHUNKS; i++)
-		bv->addend[i] = CHUNK_NONE;
-	bv->addend[CHUNK_MASK] = CHUNK_NONE; /* vsyscalls of the host */
 	rc = call(SYS_mmap, 0, MAX_SHADOWS * sizeof(struct shadow), PROT_READ | PROT_WRITE,
 		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, (uint64_t)-1, 0);
 	if (rc < 0 && rc > -4096)
@@ -156,6 +152,33 @@ void bt_window_init(struct bt_vcpu *bv)
 	bv->shadow_pool = (struct shadow *)rc;
 	bv->m->rorx = has_bmi2();
 	bv->window_support = bv->v.ram->fd >= 0 && bv->m->rorx && !(bv->m->dev & DEV_NO_WINDOWS);
+}
+
+static uint64_t *chunk_table(struct bt_vcpu *bv)
+{
+	return (uint64_t *)((uint8_t *)bv + GS_BIAS);
+}
+
+static void chunk_table_set(struct bt_vcpu *bv, uint64_t number, uint64_t addend)
+{
+	for (unsigned i = 0; i < CHUNK_ENTRIES; i++)
+		chunk_table(bv)[number * CHUNK_ENTRIES + i] = addend;
+}
+
+/* Before there is a window, nothing of the area is. */
+static bool area_open(struct bt_vcpu *bv)
+{
+	uint8_t *area = (uint8_t *)chunk_table(bv);
+
+	if (bv->area)
+		return true;
+	if (call(SYS_mprotect, (uint64_t)area, CHUNK_TABLE_BYTES, PROT_READ | PROT_WRITE, 0, 0, 0) ||
+	    call(SYS_mprotect, (uint64_t)(area + AREA_CHECK), GUEST_PAGE_SIZE, PROT_READ, 0, 0, 0))
+		return false;
+	for (unsigned i = 0; i < CHUNKS; i++)
+		chunk_table_set(bv, i, CHUNK_NONE);
+	bv->area = true;
+	return true;
 }
 
 static void place_free(uint8_t *place)
@@ -180,14 +203,13 @@ static void addends_clear(struct bt_vcpu *bv)
 	const struct bt_window *w = bv->window;
 
 	for (unsigned i = 0; w && i < w->nchunks; i++)
-		bv->addend[w->chunk[i].number & CHUNK_MASK] = CHUNK_NONE;
+		chunk_table_set(bv, w->chunk[i].number, CHUNK_NONE);
 	bv->window = NULL;
 }
 
 static void addend_set(struct bt_vcpu *bv, const struct bt_window *w, unsigned i)
 {
-	bv->addend[w->chunk[i].number & CHUNK_MASK] =
-	    (uint64_t)w->chunk[i].host - (w->chunk[i].number << CHUNK_SHIFT);
+	chunk_table_set(bv, w->chunk[i].number, (uint64_t)w->chunk[i].host - (w->chunk[i].number << CHUNK_SHIFT));
 }
 
 /* User addresses of 48 bits only. */
@@ -400,12 +422,15 @@ static enum window_fill fill_page(struct bt_vcpu *bv, struct bt_window *w, gva_t
 
 enum window_fill bt_window_fill(struct bt_vcpu *bv, uint64_t host, bool write)
 {
+	uint64_t area = host - (uint64_t)chunk_table(bv);
 	struct bt_window *w = bv->space->window;
 	unsigned i;
 	gva_t va;
 
-	if (host >= (uint64_t)bv - CHECK_BYTES && host < (uint64_t)bv)
-		return host >= (uint64_t)bv - CHECK_BYTES + PROBE_PAGE ? WINDOW_POLL : WINDOW_CHUNK;
+	if (host >= (uint64_t)bv - PROBE_BYTES && host < (uint64_t)bv)
+		return WINDOW_POLL;
+	if (area < AREA_BYTES)
+		return area - (AREA_CHECK - AREA_CHECK_NEAR) < 2 * AREA_CHECK_NEAR ? WINDOW_CHUNK : WINDOW_LONG;
 	for (i = 0; w && i < w->nchunks; i++)
 		if (host - (uint64_t)w->chunk[i].host < CHUNK_SIZE)
 			break;
@@ -527,7 +552,7 @@ static void window_open(struct bt_vcpu *bv)
 	const uint64_t likely_used[] = {v->regs[GPR_RSP], v->rip, v->seg[SEG_FS].base};
 
 	bv->space->heat = 0;
-	if (!(v->cr0 & CR0_PG) || !x86_long_mode(v))
+	if (!(v->cr0 & CR0_PG) || !x86_long_mode(v) || !area_open(bv))
 		return;
 	for (unsigned i = 0; i < ARRAY_SIZE(likely_used); i++)
 		if (!place_of(w, likely_used[i]) &&
@@ -612,6 +637,9 @@ bool bt_window_settle(struct bt_vcpu *bv)
 	    open_for(bv, w,
 		     bt_effective(v, &e->in) +
 			 (e->in.mem_seg >= SEG_FS ? v->seg[e->in.mem_seg].base : 0)))
+		return true;
+	if (e->in.group == INSN_GROUP_STRING &&
+	    (open_for(bv, w, v->regs[GPR_RDI]) || open_for(bv, w, v->regs[GPR_RSI])))
 		return true;
 	return open_for(bv, w, v->regs[GPR_RSP] - 8) || open_for(bv, w, v->regs[GPR_RSP]);
 }
