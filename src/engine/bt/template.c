@@ -152,6 +152,14 @@ static uint64_t constant(const union copy *c, unsigned off, unsigned size, bool 
 	return is_signed ? (uint64_t)((int64_t)value >> unused) : value >> unused;
 }
 
+/* By words: compilers make a call of memcpy() of an assignment. */
+static void copy_insn(struct insn *to, const struct insn *from)
+{
+	_Static_assert(sizeof(*to) % 8 == 0 && _Alignof(struct insn) == 8, "whole words");
+	for (unsigned i = 0; i < sizeof(*to); i += 8)
+		__builtin_memcpy((char *)to + i, (const char *)from + i, 8);
+}
+
 bool insn_recall(struct insn *in, const uint8_t *bytes, unsigned len)
 {
 	const union template *t;
@@ -172,7 +180,7 @@ bool insn_recall(struct insn *in, const uint8_t *bytes, unsigned len)
 	if (t->in.len > len ||
 	    (t->shift && !(c.bytes[t->imm_off] & 31)))
 		return false;
-	*in = t->in;
+	copy_insn(in, &t->in);
 	__builtin_memcpy(in->bytes, c.bytes, 8);
 	__builtin_memcpy(in->bytes + INSN_MAX - 8, c.bytes + INSN_MAX - 8, 8);
 	if (t->disp_size)
@@ -191,7 +199,7 @@ static union template *map_table(void)
 
 void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 {
-	union template t = {.in = *in}, *at;
+	union template t, *at;
 	union copy c = copy_of(in->bytes, INSN_MAX);
 	bool shift = false;
 	unsigned n = key_length(in->bytes, INSN_MAX, &shift);
@@ -199,6 +207,7 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 	if (!n || n > in->len || zi->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
 	    zi->raw.imm[1].size || zi->raw.disp.size > 32)
 		return;
+	copy_insn(&t.in, in);
 	if (!table)
 		table = map_table();
 	if (!table)
@@ -219,8 +228,8 @@ void template_keep(const struct insn *in, const ZydisDecodedInstruction *zi)
 		return;
 	at = place(t.key, n);
 	if (!is_form(at, t.key, n))
-		at[1] = at[0];
-	at[0] = t;
+		copy_insn(&at[1].in, &at[0].in);
+	copy_insn(&at[0].in, &t.in);
 }
 
 void insn_thread_exit(void)
