@@ -103,6 +103,8 @@ struct large_pages {
 	uint64_t bits[2][LARGE_BITS / 64];
 };
 
+#define WRITABLE_BITS 8192u
+
 struct bt_space {
 	/* Translated code looks into the first row; what a fill drove out of it is in the second, from where
 	 * runtime.S and bt_space_fill bring it back. */
@@ -120,6 +122,8 @@ struct bt_space {
 	uint8_t shows[MAX_BINDINGS]; /* by binding: this space shows that page there; SHOWN*, 0: not so far as is known */
 #define SHOWN 1u
 #define SHOWN_GLOBAL 2u
+	/* Host pages that some write tag may show, by a hash: those of others are not looked for. */
+	uint64_t writable[WRITABLE_BITS / 64];
 	/* Where part of a large page is in `tlb`, and in `shows`. */
 	struct large_pages large_data, large_code;
 };
@@ -277,31 +281,33 @@ struct insn_map {
 #define MAP_SOURCE 0x80u
 #define MAP_DESTINATION 0x40u
 
+/* One line of the processor's cache: a look-up reads most of it. */
 struct bt_block {
 	uint64_t rip;
 	gpa_t gpa;
 	uint8_t *host;
-	uint32_t host_len;
-	uint16_t guest_len;
-	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
-	uint8_t kind; /* enum code_kind */
-	uint8_t pair, flags, valid, trace;
-	uint8_t checks_pages; /* a trace that looks at its head whether all its pages are shown */
-	uint8_t off_page; /* no longer on its page's list: its segment is being emptied */
-	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
+	uint32_t entry; /* offset into `code`: for the canonical state */
+	uint16_t host_len, guest_len;
+	uint8_t pair;
+	uint8_t kind : 2; /* enum code_kind */
+	uint8_t flags : 1, valid : 1, trace : 1;
+	uint8_t off_page : 1; /* no longer on its page's list: its segment is being emptied */
+	uint8_t relied : 1;   /* another block of the page was made on the strength of flags_in */
+	uint8_t checks_pages : 1; /* a trace that looks at its head whether all its pages are shown */
 	uint8_t npieces;      /* 1 + its shadows, which are the blocks behind it */
-	const uint8_t *entry; /* for the canonical state */
-	uint16_t flags_in; /* RFLAGS_ARITH bits that the code reads before it writes them */
-	uint8_t relied;    /* another block of the page was made on the strength of flags_in */
-	uint16_t map_count;
-	struct insn_map *map;
-	struct bt_block *page_next;
-	uint32_t links_in; /* first site linked to this block, 0 = none */
 	/* Guest code that does not follow the first piece, as that of a trace or of an instruction that
 	 * goes on in the next page, has a shadow: a record without code on its page's list, so that writes
 	 * there are seen. */
-	struct bt_block *shadow_of;
+	uint8_t shadow;       /* of the block so many before it; 0: it is none */
+	uint16_t start;       /* of a shadow: how many bytes of guest code the pieces before it have */
+	uint16_t flags_in;    /* RFLAGS_ARITH bits that the code reads before it writes them */
+	uint16_t map_count;
+	uint32_t map;         /* the first of `maps` */
+	uint32_t page_next;   /* on its page's list: number of the next block, plus 1; 0: none */
+	uint32_t links_in;    /* first site linked to this block, 0 = none */
+	uint32_t stale_since; /* a trace: stats.samples when a slot of it last turned out not to pay; 0: none */
 };
+_Static_assert(sizeof(struct bt_block) == 64, "one line");
 
 /* A place in the index of blocks: a look-up touches a line of those, and then the block it is for. */
 struct block_place {
@@ -359,6 +365,18 @@ struct bt_hints {
 	uint64_t bits[HINT_BITS / 64];
 	unsigned count;
 };
+
+static inline unsigned bt_hint_bit(gpa_t gpa)
+{
+	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) & (HINT_BITS - 1);
+}
+
+static inline bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa)
+{
+	unsigned bit = bt_hint_bit(gpa);
+
+	return hints->count && (hints->bits[bit / 64] >> bit % 64 & 1);
+}
 
 #define CANDIDATES 1024u
 
@@ -456,7 +474,7 @@ struct bt_cache {
 	struct bt_hints soft;  /* ... and even in a window; */
 	struct bt_hints roaming; /* whose addresses change their chunk */
 	struct bt_hints headless; /* no trace can begin there */
-	struct bt_block **pages; /* blocks of each RAM page, by ram_page_index */
+	uint32_t *pages; /* by ram_page_index: number of the first block of each RAM page, plus 1; 0: none */
 	uint64_t generation; /* counts flushes and evictions: blocks and sites known before may be gone */
 	unsigned dev, dev_count;
 	bool rorx; /* the host has BMI2 */
@@ -708,7 +726,6 @@ void bt_traces_trim(struct bt_cache *m, struct bt_block *keep); /* not too many 
 void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len); /* code may have been */
 /* Returns whether it is new. */
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa);
-bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa);
 struct bt_binding *bt_binding_get(struct bt_cache *m, uint64_t vpage, gpa_t gpa, bool user);
 /* The first of the bindings among which those of `vpage` are (hash_next leads on). */
 struct bt_binding *bt_binding_chain(struct bt_cache *m, uint64_t vpage);

@@ -90,11 +90,17 @@ static void use_segment(struct bt_cache *m, unsigned i)
  */
 #define INDEX_LEAST (1u << 14)
 
+/* Blocks of a page are near each other, as what is looked up soon after one another often is: a line of places is for
+ * 64 bytes of code.  The bits that say which of eight bytes are above those that choose the place. */
+#define INDEX_GRAIN 3
+
 static uint32_t index_hash(uint64_t rip, gpa_t gpa, unsigned kind)
 {
-	uint64_t h = (rip ^ (gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u ^ (uint64_t)kind << 62) * 0x9e3779b97f4a7c15ull;
+	uint64_t h = ((rip >> GUEST_PAGE_SHIFT) ^ (gpa >> GUEST_PAGE_SHIFT) * 0x9e3779b1u ^ (uint64_t)kind << 32) *
+		     0x9e3779b97f4a7c15ull;
+	uint32_t place = (uint32_t)(h >> 32) + ((uint32_t)(rip & GUEST_PAGE_MASK) >> INDEX_GRAIN);
 
-	return (uint32_t)(h >> 32);
+	return place << INDEX_GRAIN >> INDEX_GRAIN | (uint32_t)rip << (32 - INDEX_GRAIN);
 }
 
 /* How many places the largest table has: more than blocks by a half. */
@@ -234,7 +240,7 @@ void bt_cache_flush(struct bt_cache *m)
 	close_segment(m);
 	for (unsigned k = 0; k < m->nsegments; k++)
 		for (uint32_t i = m->segment[k].block; i < m->segment[k].used_blocks; i++) {
-			m->pages[ram_page_index(m->ram, m->blocks[i].gpa)] = NULL;
+			m->pages[ram_page_index(m->ram, m->blocks[i].gpa)] = 0;
 			bt_code_unmark(m, m->blocks[i].gpa);
 		}
 	m->generation++;
@@ -361,11 +367,17 @@ void bt_put_stub(struct bt_cache *m, struct icache_entry *e, uint8_t *stub)
 
 /* --- blocks --- */
 
+/* What lists name it by: 0 is nothing. */
+static uint32_t block_number(const struct bt_cache *m, const struct bt_block *b)
+{
+	return (uint32_t)(b - m->blocks) + 1;
+}
+
 static void index_add(struct bt_cache *m, const struct bt_block *b)
 {
 	if (++m->live_blocks > m->index_places / 8 * 5 && m->index_places < index_most(m))
 		index_grow(m);
-	index_put(m, (struct block_place){index_hash(b->rip, b->gpa, b->kind), (uint32_t)(b - m->blocks) + 1});
+	index_put(m, (struct block_place){index_hash(b->rip, b->gpa, b->kind), block_number(m, b)});
 }
 
 static void index_remove(struct bt_cache *m, const struct bt_block *b)
@@ -373,7 +385,7 @@ static void index_remove(struct bt_cache *m, const struct bt_block *b)
 	struct block_place *table = m->index + m->index_places;
 	uint32_t mask = m->index_places - 1, i = index_hash(b->rip, b->gpa, b->kind), hole;
 
-	while (table[i & mask].number != (uint32_t)(b - m->blocks) + 1)
+	while (table[i & mask].number != block_number(m, b))
 		i++;
 	/* What follows moves up, unless it would come before where its search begins. */
 	for (hole = i++; table[i & mask].number; i++)
@@ -505,12 +517,12 @@ void bt_block_insert(struct bt_cache *m, struct bt_block *b)
 {
 	uint64_t index = ram_page_index(m->ram, b->gpa);
 
-	if (!b->shadow_of) {
+	if (!b->shadow) {
 		index_add(m, b);
 		b->valid = 1;
 	}
 	b->page_next = m->pages[index];
-	m->pages[index] = b;
+	m->pages[index] = block_number(m, b);
 }
 
 static void unlink_site(struct bt_cache *m, struct bt_site *site)
@@ -562,21 +574,21 @@ static void block_remove(struct bt_cache *m, struct bt_block *b)
 /* Takes a block off its page's list. */
 static void page_remove(struct bt_cache *m, struct bt_block *b)
 {
-	struct bt_block **at = &m->pages[ram_page_index(m->ram, b->gpa)];
+	uint32_t *at = &m->pages[ram_page_index(m->ram, b->gpa)];
 
-	while (*at != b)
-		at = &(*at)->page_next;
+	while (*at != block_number(m, b))
+		at = &m->blocks[*at - 1].page_next;
 	*at = b->page_next;
 }
 
 /* Drops the blocks made from [gpa, end) of one page; true: others of the page relied on one. */
 static bool remove_range(struct bt_cache *m, uint64_t index, gpa_t gpa, gpa_t end)
 {
-	struct bt_block **at = &m->pages[index];
+	uint32_t *at = &m->pages[index];
 	bool relied = false;
 
 	while (*at) {
-		struct bt_block *b = *at;
+		struct bt_block *b = &m->blocks[*at - 1];
 
 		if (b->gpa >= end || gpa >= b->gpa + b->guest_len) {
 			at = &b->page_next;
@@ -584,11 +596,11 @@ static bool remove_range(struct bt_cache *m, uint64_t index, gpa_t gpa, gpa_t en
 		}
 		*at = b->page_next;
 		relied = relied || b->relied;
-		if (!b->shadow_of) {
+		if (!b->shadow) {
 			block_remove(m, b);
-		} else if (b->shadow_of->valid) {
-			page_remove(m, b->shadow_of);
-			block_remove(m, b->shadow_of);
+		} else if ((b - b->shadow)->valid) {
+			page_remove(m, b - b->shadow);
+			block_remove(m, b - b->shadow);
 		}
 	}
 	return relied;
@@ -640,21 +652,9 @@ void bt_traces_trim(struct bt_cache *m, struct bt_block *keep)
 
 /* --- hints --- */
 
-static unsigned hint_bit(gpa_t gpa)
-{
-	return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) & (HINT_BITS - 1);
-}
-
-bool bt_hint_has(const struct bt_hints *hints, gpa_t gpa)
-{
-	unsigned bit = hint_bit(gpa);
-
-	return hints->bits[bit / 64] >> bit % 64 & 1;
-}
-
 bool bt_hint_add(struct bt_hints *hints, gpa_t gpa)
 {
-	unsigned bit = hint_bit(gpa);
+	unsigned bit = bt_hint_bit(gpa);
 
 	if (bt_hint_has(hints, gpa))
 		return false;
@@ -896,8 +896,8 @@ static void forget_page(struct bt_cache *m, const struct bt_segment *g, gpa_t pa
 	uint64_t index = ram_page_index(m->ram, page);
 	bool relied = false;
 
-	for (struct bt_block **at = &m->pages[index]; *at;) {
-		struct bt_block *b = *at;
+	for (uint32_t *at = &m->pages[index]; *at;) {
+		struct bt_block *b = &m->blocks[*at - 1];
 
 		if (b < first || b >= end) {
 			at = &b->page_next;
@@ -923,7 +923,7 @@ static void empty_segment(struct bt_cache *m, struct bt_segment *g)
 
 		if (!b->off_page)
 			forget_page(m, g, b->gpa & ~(gpa_t)GUEST_PAGE_MASK);
-		if (b->valid && !b->shadow_of)
+		if (b->valid && !b->shadow)
 			block_remove(m, b);
 		m->stats.evicted_blocks++;
 	}

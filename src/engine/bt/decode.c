@@ -584,18 +584,13 @@ int insn_decode_anew(struct insn *in, const uint8_t *bytes, unsigned len, enum c
 
 int insn_decode(struct insn *in, const uint8_t *bytes, unsigned len, enum code_mode mode)
 {
-	uint8_t copy[INSN_MAX];
 	ZydisDecodedInstruction zi;
 	int rc;
 
-	if (mode != MODE_64)
-		return decode(in, bytes, len, mode, &zi);
-	len = MIN(len, (unsigned)INSN_MAX);
-	memcpy(copy, bytes, len); /* once: another vcpu may change them meanwhile */
-	if (insn_recall(in, copy, len))
+	if (mode == MODE_64 && insn_recall(in, bytes, len))
 		return 0;
-	rc = decode(in, copy, len, mode, &zi);
-	if (!rc)
+	rc = decode(in, bytes, len, mode, &zi);
+	if (!rc && mode == MODE_64)
 		template_keep(in, &zi);
 	return rc;
 }

@@ -54,15 +54,15 @@ static void save_registers(struct bt_vcpu *bv, const ucontext_t *uc, unsigned pa
 static bool in_block(struct bt_vcpu *bv, ucontext_t *uc, const uint8_t *pc)
 {
 	struct bt_cache *m = bv->m;
-	const struct insn_map *at;
+	const struct insn_map *at, *map;
 	struct bt_block *b;
 
 	b = bt_block_by_host(m, pc);
 	if (!b)
 		return false;
-	at = b->map;
-	for (unsigned i = 1; i < b->map_count && b->host + b->map[i].host_off <= pc; i++)
-		at = &b->map[i];
+	at = map = m->maps + b->map;
+	for (unsigned i = 1; i < b->map_count && b->host + map[i].host_off <= pc; i++)
+		at = &map[i];
 	save_registers(bv, uc, at->pair, at->flags & ~(MAP_SOURCE | MAP_DESTINATION));
 	bv->v.regs[GPR_RSP] += (uint64_t)(int64_t)at->rsp;
 	if (at->flags & MAP_SOURCE)

@@ -598,9 +598,8 @@ static void follow_values(struct tracker *k, const struct step *s)
 	case S_BASE_WRITE: k->segment[insn_base_segment(in)] = k->next_id++; return;
 	default: break;
 	}
-	for (unsigned r = 0; r < GPR_COUNT; r++)
-		if (in->gpr_write >> r & 1)
-			fresh(k, r);
+	for (unsigned written = in->gpr_write; written; written &= written - 1)
+		fresh(k, (unsigned)__builtin_ctz(written));
 }
 
 /* Cannot fault. */
@@ -613,8 +612,11 @@ static bool harmless(const struct step *s)
 
 static void share_checks(struct plan *p, const struct bt_cache *m)
 {
-	struct tracker k = {.next_id = ID_FIRST, .window = p->window};
+	struct tracker k; /* large: its groups are no one's until they are used */
 
+	k.next_id = ID_FIRST;
+	k.section = 0;
+	k.window = p->window;
 	forget_all(&k);
 	for (unsigned i = 0; i < p->n; i++) {
 		struct step *s = &p->step[i];

@@ -259,6 +259,7 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	struct jump_entry *j = &bv->jumps->entry[jump_index(bv->v.rip)];
 	struct bt_binding *binding;
 	struct bt_block *b;
+	const void *code;
 
 	*fault = false;
 	if (unlikely(bv->v.rip == bv->trace_head))
@@ -269,8 +270,9 @@ static const void *look_up(struct bt_vcpu *bv, bool *fault)
 	b = find_block(bv, PAIR_CANONICAL, FLAGS_MEM, false, &binding, fault);
 	if (!b)
 		return NULL;
-	bt_space_fill_jump(bv, bv->v.rip, b->entry, binding && binding->global);
-	return b->entry;
+	code = bv->m->code + b->entry;
+	bt_space_fill_jump(bv, bv->v.rip, code, binding && binding->global);
+	return code;
 }
 
 /* A direct jump that is not linked, or whose guard found another page.  Code to go on with, or NULL. */

@@ -126,6 +126,19 @@ static void slots_flush_local(struct bt_vcpu *bv)
 		bt_slots_flush(bv, false);
 }
 
+static unsigned writable_bit(uint64_t host)
+{
+	return (unsigned)((host >> GUEST_PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 32) & (WRITABLE_BITS - 1);
+}
+
+static void writable_note(struct bt_space *s, const struct tlb_entry *t, unsigned index)
+{
+	unsigned bit = writable_bit(t->host);
+
+	if (t->write_tag != tlb_invalid(index))
+		s->writable[bit / 64] |= 1ull << bit % 64;
+}
+
 static void space_reset(struct bt_cache *m, struct bt_space *s)
 {
 	if (s->tlb_fills <= FILL_LOG)
@@ -135,6 +148,8 @@ static void space_reset(struct bt_cache *m, struct bt_space *s)
 		for (unsigned i = 0; i < TLB_ENTRIES; i++)
 			if (s->tlb[i].host | s->second[i].host)
 				tlb_clear(s, i);
+	if (s->tlb_fills)
+		x86_zero(s->writable, sizeof(s->writable));
 	s->tlb_fills = 0;
 	large_forget(&s->large_data);
 	large_forget(&s->large_code);
@@ -185,11 +200,16 @@ static void space_reset_local(struct bt_cache *m, struct bt_space *s)
 
 	epoch_next(m->bv, s);
 	s->tlb_fills = s->page_fills = 0;
+	if (fills)
+		x86_zero(s->writable, sizeof(s->writable));
 	for (unsigned n = 0; n < (fills <= FILL_LOG ? fills : TLB_ENTRIES); n++) {
 		unsigned index = fills <= FILL_LOG ? s->tlb_log[n] : n;
 
-		if (tlb_clear_local(s, index))
-			log_again(&s->tlb_fills, s->tlb_log, index);
+		if (!tlb_clear_local(s, index))
+			continue;
+		log_again(&s->tlb_fills, s->tlb_log, index);
+		writable_note(s, &s->tlb[index], index);
+		writable_note(s, &s->second[index], index);
 	}
 	for (uint32_t n = 0; n < (pages <= FILL_LOG ? pages : m->top_binding + 1); n++) {
 		uint32_t id = pages <= FILL_LOG ? s->page_log[n] : n;
@@ -460,7 +480,10 @@ void bt_space_note_code(struct bt_vcpu *bv, const struct bt_binding *binding, co
 static void drop_writes(struct bt_space *s, uint64_t host)
 {
 	bool logged = s->tlb_fills <= FILL_LOG;
+	unsigned bit = writable_bit(host);
 
+	if (!(s->writable[bit / 64] >> bit % 64 & 1))
+		return;
 	for (unsigned n = 0; n < (logged ? s->tlb_fills : TLB_ENTRIES); n++) {
 		unsigned i = logged ? s->tlb_log[n] : n;
 
@@ -558,6 +581,7 @@ int bt_space_fill(struct bt_vcpu *bv, gva_t va, bool write)
 	if (!bt_write_cached(bv->machine, ram_page_index(v->ram, walk.gpa)))
 		return write;
 	t->write_tag = tag;
+	writable_note(s, t, index);
 	return 0;
 }
 

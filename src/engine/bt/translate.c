@@ -33,7 +33,7 @@ static void note_map(struct trans *t, unsigned i)
 {
 	struct bt_block *b = t->b;
 
-	b->map[b->map_count++] = (struct insn_map){
+	t->m->maps[b->map + b->map_count++] = (struct insn_map){
 	    .host_off = (uint16_t)(t->e.p - b->host),
 	    .guest_off = t->plan.step[i].off,
 	    .pair = t->pair,
@@ -64,10 +64,10 @@ static void put_interp(struct trans *t, unsigned i, bool goes_on)
 	}
 }
 
-/* What follows touches memory: where the flags are if it faults. */
+/* What follows may fault: where the flags are if it does. */
 static void note_access(struct trans *t)
 {
-	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+	t->m->maps[t->b->map + t->b->map_count - 1u].flags = (uint8_t)flags_label(t);
 }
 
 static void put_memory(struct trans *t, unsigned i, unsigned live_after)
@@ -231,7 +231,7 @@ static void put_bits(struct trans *t, unsigned i, unsigned live_after)
 	e_mem(e, 0x03, a, b, GPR_NONE, 1, offsetof(struct tlb_entry, host), true);
 	bt_before_flags(t, s, live_after, (struct host_mem){(uint8_t)a, GPR_NONE, 0});
 	e_load_gs(e, b, GS_OFFSET(spill));
-	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+	note_access(t);
 	in.bytes[in.modrm_off] = (uint8_t)((in.bytes[in.modrm_off] & ~0x38u) | (b & 7) << 3);
 	in.rex = (uint8_t)((in.rex & ~4u) | (b >= 8 ? 4 : 0));
 	e->p += insn_encode(&in, (struct host_mem){(uint8_t)a, GPR_NONE, 0}, e->p);
@@ -402,7 +402,7 @@ static void put_window_string(struct trans *t, unsigned i)
 		e_rr(e, 0x01, GPR_RSI, t0, true);
 	e_rr(e, 0x01, GPR_RDI, t1, true);
 	note_map(t, i);
-	t->b->map[t->b->map_count - 1].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
+	t->m->maps[t->b->map + t->b->map_count - 1u].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
 	put_bytes(e, in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t0, true);
@@ -510,7 +510,7 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 	struct step *s = &t->plan.step[i];
 
 	bt_before_flags(t, s, live_after, NO_MEM);
-	t->b->map[t->b->map_count - 1].flags = (uint8_t)flags_label(t);
+	note_access(t);
 	put_bytes(&t->e, &s->in);
 	bt_after_flags(t, s);
 }
@@ -584,7 +584,7 @@ static void put_shadows(struct trans *t)
 		    .host = m->hot,
 		    .guest_len = piece->len,
 		    .start = piece->start,
-		    .shadow_of = t->b,
+		    .shadow = (uint8_t)i,
 		};
 		bt_block_insert(m, b);
 	}
@@ -706,14 +706,14 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	    .host = t->m->hot,
 	    .guest_len = t->plan.piece[0].len,
 	    .npieces = (uint8_t)t->plan.npieces,
-	    .kind = (uint8_t)t->kind,
+	    .kind = t->kind & 3u,
 	    .trace = t->plan.trace,
 	    .pair = (uint8_t)pair,
-	    .flags = (uint8_t)flags,
+	    .flags = flags & 1,
 	    .flags_in = t->plan.step[0].live,
-	    .map = t->m->maps + t->m->nmaps,
+	    .map = t->m->nmaps,
 	};
-	b->entry = b->host;
+	b->entry = (uint32_t)(b->host - t->m->code);
 	t->e.p = b->host;
 	t->pair = (uint8_t)pair;
 	t->ncold = 0;
@@ -739,7 +739,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 			     (size_t)(t->m->cold - cold) > COLD_RESERVE / 2 || t->ncold > MAX_COLD - STEP_COLD)) {
 			bt_settle_rsp(t);
 			bt_put_link(t, i, -1, t->plan.step[i].rip);
-			b->host_len = (uint32_t)(t->e.p - b->host);
+			b->host_len = (uint16_t)(t->e.p - b->host);
 			return;
 		}
 		put_step(t, i);
@@ -747,7 +747,7 @@ static void emit_plan(struct trans *t, unsigned pair, unsigned flags)
 	bt_settle_rsp(t);
 	if (last->shape < S_CALL || (last->shape > S_JCC && last->shape != S_INTERP_END))
 		bt_put_link(t, t->plan.n - 1, -1, last->rip + last->in.len);
-	b->host_len = (uint32_t)(t->e.p - b->host);
+	b->host_len = (uint16_t)(t->e.p - b->host);
 }
 
 static void finish_block(struct trans *t)
@@ -798,7 +798,7 @@ static void put_entry(struct trans *t)
 
 	if (b->pair == PAIR_CANONICAL && !flags)
 		return;
-	b->entry = e.p;
+	b->entry = (uint32_t)(e.p - t->m->code);
 	e_convert_pair(&e, PAIR_CANONICAL, b->pair);
 	if (flags)
 		e_flags_restore(&e, b->pair & 15);
