@@ -149,6 +149,47 @@ static void odd_ways(bool user)
 	check_eq(trap.f.rip, AT + 1);
 }
 
+/* Flags live on behind a return, wherever it goes: the function is called from two places in turn. */
+#define RETURNS_FLAGS(setter)                                                                               \
+	CODE("1: call 2f; pushfq; popq %%rax; addq %%rax, %%r8; movl $5, %%eax; call 2f; pushfq; popq %%rax\n" \
+	     "	addq %%rax, %%r9; decl %%ecx; jnz 1b; jmp 3f\n"                                             \
+	     "2: pushq %%rbx; movl $77, %%ebx; subq $24, %%rsp; movl %%ebx, (%%rsp)\n"                        \
+	     "	" setter "; popq %%rbx; leaq 16(%%rsp), %%rsp; ret\n"                                        \
+	     "3: xorl %%eax, %%eax")
+
+static void flags_behind(bool user)
+{
+	u64 at[] = {
+	    RETURNS_FLAGS("addq $8, %%rsp"),
+	    RETURNS_FLAGS("addq $-120, %%rsp; leaq 128(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("subq $-8, %%rsp"),
+	    RETURNS_FLAGS("testl %%esi, %%esi; leaq 8(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("cmpw $0x1234, %%si; leaq 8(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("cmpq %%rdi, %%rsi; leaq 8(%%rsp), %%rsp; movl $3, %%esi; movl $9, %%esi"),
+	    RETURNS_FLAGS("movl %%esi, %%edx; andl $0xf0, %%edx; leaq 8(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("xorq %%rdx, %%rdx; leaq 8(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("movl %%esi, %%edx; orb $0x80, %%dl; leaq 8(%%rsp), %%rsp"),
+	    RETURNS_FLAGS("movq %%rsi, %%rdx; addq %%rdi, %%rdx; leaq 8(%%rsp), %%rsp"),
+	};
+	u64 regs[16] = {[RSP] = (u64)stack + 4096, [RSI] = 9, [RDI] = 0x8000000000000007};
+
+	for (unsigned i = 0; i < sizeof(at) / sizeof(at[0]); i++) {
+		u64 flags;
+
+		regs[RCX] = 1;
+		go(at[i], regs, 2, user);
+		check_eq(trap.f.vector, END);
+		flags = trap.f.r8;
+		check_eq(trap.f.r9, flags);
+		regs[RCX] = 30000;
+		go(at[i], regs, 2, user);
+		check_eq(trap.f.vector, END);
+		check_eq(trap.f.r8, 30000 * flags);
+		check_eq(trap.f.r9, 30000 * flags);
+		check_eq(trap.f.rsp, regs[RSP]);
+	}
+}
+
 int main(void)
 {
 	open_to_user();
@@ -157,6 +198,7 @@ int main(void)
 		rewritten(user);
 		another_space(user);
 		odd_ways(user);
+		flags_behind(user);
 	}
 	return 0;
 }

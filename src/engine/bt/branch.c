@@ -135,15 +135,21 @@ static void put_jump_look_up(const struct bt_cache *m, struct emit *e)
 
 _Static_assert(sizeof(struct jump_entry) == 16, "put_jump_look_up shifts by 4");
 
+static void put_poll_canonical(struct trans *t)
+{
+	e_gs(&t->e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
+	e8(&t->e, 0);
+	e_jcc(&t->e, CC_NE, t->m->lookup_exit);
+}
+
 /* To the address in `reg`. */
 static void put_indirect(struct trans *t, unsigned reg)
 {
 	struct emit *e = &t->e;
 
 	put_canonical(t, reg);
-	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
-	e8(e, 0);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
+	if (!t->plan.trace || !t->polled)
+		put_poll_canonical(t);
 	put_jump_look_up(t->m, e);
 }
 
@@ -164,9 +170,7 @@ static void put_return(struct trans *t, unsigned reg)
 		return;
 	}
 	put_canonical(t, reg);
-	e_gs(e, 0x83, 7, false, GS_OFFSET(v.attention)); /* cmp dword, 0 */
-	e8(e, 0);
-	e_jcc(e, CC_NE, t->m->lookup_exit);
+	put_poll_canonical(t);
 	e_rorx(e, GPR_R11, GPR_RSP, RETURN_SHIFT);
 	e_movzx8(e, GPR_R11, GPR_R11);
 	e_gs_index8(e, 0x3b, GPR_R10, GPR_R11, GS_OFFSET(returns[user].rip)); /* cmp */
@@ -429,8 +433,94 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 	t->held[1] = held[1];
 }
 
-/* The same for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with. */
-static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, int popped)
+/* --- flags that are computed again where they are needed after all --- */
+
+/* How a followed jump or return changes rsp; *known: whether one can tell. */
+static int rsp_change(const struct step *s, bool *known)
+{
+	switch (s->shape) {
+	case S_PUSH:
+	case S_CALL: return -8;
+	case S_POP: return 8;
+	case S_RET: return 8 + (s->in.nops && s->in.op[0].type == OP_IMM ? (int)(s->in.imm & 0xffff) : 0);
+	default: *known = *known && !(s->in.gpr_write >> GPR_RSP & 1); return 0;
+	}
+}
+
+/* The step whose flags are those before step i, if it was a plain one that wrote all of them; its registers must not have
+ * been written since, but rsp, which has changed by *since. */
+static const struct step *flags_writer(const struct trans *t, unsigned i, int *since)
+{
+	unsigned written = 0;
+	bool known = true;
+
+	*since = 0;
+	while (i-- > 0) {
+		const struct step *s = &t->plan.step[i];
+		const struct insn *in = &s->in;
+
+		if (s->shape == S_COPY && s->write) {
+			unsigned uses = in->op[1].type == OP_GPR ? 1u << in->op[0].reg | 1u << in->op[1].reg : 1u << in->op[0].reg;
+			bool stack = in->op[0].reg == GPR_RSP && in->op[0].size == 8 && in->op[1].type == OP_IMM;
+
+			if (s->write != RFLAGS_ARITH || in->nops != 2 || in->op[0].type != OP_GPR || in->high8 || in->encoding ||
+			    (in->op[1].type != OP_GPR && in->op[1].type != OP_IMM))
+				return NULL;
+			switch (in->mnemonic) {
+			case ZYDIS_MNEMONIC_ADD:
+			case ZYDIS_MNEMONIC_SUB: return stack && known ? s : NULL;
+			case ZYDIS_MNEMONIC_AND:
+			case ZYDIS_MNEMONIC_OR:
+			case ZYDIS_MNEMONIC_XOR:
+				if (in->op[0].size < 4)
+					return NULL;
+				uses = 1u << in->op[0].reg;
+				break;
+			case ZYDIS_MNEMONIC_TEST:
+			case ZYDIS_MNEMONIC_CMP: break;
+			default: return NULL;
+			}
+			uses &= written | 1u << GPR_RSP | 1u << t0_of(t) | 1u << t1_of(t);
+			return uses ? NULL : s;
+		}
+		if (s->write || s->shape > S_JCC || (s->shape > S_LEAVE && !s->follow))
+			return NULL;
+		written |= in->gpr_write;
+		*since += rsp_change(s, &known);
+	}
+	return NULL;
+}
+
+/* The flags of `s` once more, to memory. */
+static void put_flags_again(struct trans *t, const struct step *s, int since)
+{
+	const struct insn *in = &s->in;
+	struct emit *e = &t->e;
+	unsigned t1 = t1_of(t);
+	bool add = in->mnemonic == ZYDIS_MNEMONIC_ADD;
+
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB: /* rsp as it was before it */
+		e_lea(e, t1, GPR_RSP, (int)(t->rsp_due - since + (add ? -(int64_t)in->imm : (int64_t)in->imm)));
+		e8(e, 0x48 | (t1 >= 8));
+		e8(e, 0x81);
+		e8(e, (add ? 0xc0 : 0xe8) | (t1 & 7));
+		e32(e, (uint32_t)in->imm);
+		break;
+	case ZYDIS_MNEMONIC_TEST:
+	case ZYDIS_MNEMONIC_CMP:
+		for (unsigned k = 0; k < in->len; k++)
+			e8(e, in->bytes[k]);
+		break;
+	default: e_rr(e, 0x85, in->op[0].reg, in->op[0].reg, in->op[0].size == 8); /* test: its result is there */
+	}
+	e_flags_save(e, t1, t1 == GPR_RAX);
+}
+
+/* The same as put_expect for a jump or a return, which goes its own way from here; `popped` bytes of stack are done with.
+ * `writer`: the flags are not in memory yet, but those of this step. */
+static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, int popped, const struct step *writer, int since)
 {
 	unsigned pair = t->pair;
 	int due = t->rsp_due;
@@ -442,6 +532,8 @@ static void put_expect_or_go(struct trans *t, unsigned i, unsigned reg, int popp
 	e_jcc(&t->e, CC_NE, t->m->cold);
 	hot = t->e.p;
 	t->e.p = t->m->cold;
+	if (writer)
+		put_flags_again(t, writer, since);
 	t->rsp_due += popped;
 	bt_settle_rsp(t);
 	put_indirect(t, reg);
@@ -459,7 +551,8 @@ void bt_put_followed(struct trans *t, unsigned i)
 	const struct insn *in = &s->in;
 	uint64_t next = s->rip + in->len;
 	unsigned live_after = t->plan.step[i + 1].live, a = t0_of(t);
-	int extra;
+	const struct step *writer = NULL;
+	int extra, since = 0;
 	const uint8_t *retry;
 	struct host_mem mem;
 
@@ -488,12 +581,16 @@ void bt_put_followed(struct trans *t, unsigned i)
 		return;
 	}
 	put_trace_poll(t, i, RFLAGS_ARITH, s->rip);
-	bt_about_to_clobber(t, RFLAGS_ARITH);
+	/* (A check that fails on its way to memory would leave without them.) */
+	if (t->host_ok && !t->mem_ok && !live_after && s->shape != S_CALL &&
+	    (s->shape == S_RET ? s->access[ACCESS_STACK].window : in->op[0].type == OP_GPR || s->access[ACCESS_MEM].window))
+		writer = flags_writer(t, i, &since);
+	bt_about_to_clobber(t, writer ? 0 : RFLAGS_ARITH);
 	retry = t->e.p;
 	if (s->shape == S_RET) {
 		extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 		bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, retry));
-		put_expect_or_go(t, i, a, 8 + extra);
+		put_expect_or_go(t, i, a, 8 + extra, writer, since);
 		return;
 	}
 	if (in->op[0].type == OP_GPR)
@@ -501,7 +598,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 	else
 		bt_put_load(t, a, bt_put_mem_access(t, i, retry));
 	if (s->shape == S_JMP) {
-		put_expect_or_go(t, i, a, 0);
+		put_expect_or_go(t, i, a, 0, writer, since);
 	} else {
 		put_expect(t, i, a);
 		mem = bt_put_stack_access(t, i, GPR_RSP, -8, retry);
