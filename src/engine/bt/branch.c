@@ -435,7 +435,7 @@ static void put_side_exit(struct trans *t, unsigned i, unsigned cc, uint64_t tar
 
 /* --- flags that are computed again where they are needed after all --- */
 
-/* How a followed jump or return changes rsp; *known: whether one can tell. */
+/* How the step changes rsp; *known: whether one can tell. */
 static int rsp_change(const struct step *s, bool *known)
 {
 	switch (s->shape) {
@@ -461,7 +461,8 @@ static const struct step *flags_writer(const struct trans *t, unsigned i, int *s
 
 		if (s->shape == S_COPY && s->write) {
 			unsigned uses = in->op[1].type == OP_GPR ? 1u << in->op[0].reg | 1u << in->op[1].reg : 1u << in->op[0].reg;
-			bool stack = in->op[0].reg == GPR_RSP && in->op[0].size == 8 && in->op[1].type == OP_IMM;
+			bool stack = in->op[0].reg == GPR_RSP && in->op[0].size == 8 && in->op[1].type == OP_IMM &&
+				     in->imm + MiB < 2 * MiB;
 
 			if (s->write != RFLAGS_ARITH || in->nops != 2 || in->op[0].type != OP_GPR || in->high8 || in->encoding ||
 			    (in->op[1].type != OP_GPR && in->op[1].type != OP_IMM))

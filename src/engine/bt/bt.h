@@ -180,7 +180,7 @@ struct shadow {
 };
 #define SHADOW_HASH 256u
 #define MAX_SHADOWS 8192u
-/* Places for chunks, of all vcpus: of the host's 128. */
+/* Places for chunks, of all vcpus: with their guards 100 of the host's 128 TiB. */
 #define MAX_CHUNKS 80u
 
 struct bt_window {
