@@ -12,8 +12,8 @@ struct bt_site *bt_new_site(struct trans *t, enum site_kind kind, unsigned i, ui
 	struct bt_site *s = &t->m->sites[t->m->nsites];
 
 	*s = (struct bt_site){
-	    .block = t->b,
-	    .kind = (uint8_t)kind,
+	    .block = (uint32_t)(t->b - t->m->blocks),
+	    .kind = kind & 15u,
 	    .guest_off = t->plan.step[i].off,
 	    .pair = t->pair,
 	};

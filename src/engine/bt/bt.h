@@ -231,33 +231,37 @@ enum site_kind {
 
 /* READ, WRITE: a check; LINK: a direct jump. */
 struct bt_site {
-	struct bt_block *block;
+	uint32_t block;     /* its number */
 	uint32_t host_off;  /* READ, WRITE: retry here; LINK: the rel32 to patch */
 	uint32_t after_off; /* READ, WRITE, INTERP: next instruction's code (0: none); of a merged check with a
 			     * slot: where to go if it would cross a page; LINK: cold stub */
 	uint16_t guest_off; /* of the instruction in the block */
-	uint8_t kind;
-	uint8_t user;
-	uint16_t size, limit; /* READ, WRITE: bytes accessed; 4096 - size */
-	int16_t misses; /* READ, WRITE: of its slot, each soon after the one before; from -SLOT_MISSES up */
-	uint8_t pair, flags;  /* LINK: state at the exit */
-	uint8_t linked;
-	uint8_t merged;   /* READ, WRITE: for several accesses; if it fails, interpret the first alone */
-	uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
-	uint8_t no_retry; /* READ, WRITE: second access of its instruction; a retry could evict the first */
-	uint8_t plain;    /* LINK: not to a trace */
-	uint8_t slotted;  /* READ, WRITE: looks into its slot, not into the TLB */
-	uint32_t guard_id; /* LINK: binding whose list `guarded` it is on, 0 = none */
+	uint8_t pair;       /* at the exit */
+	uint8_t kind : 4;
+	uint8_t flags : 1; /* LINK: at the exit */
+	uint8_t linked : 1;
+	uint8_t plain : 1;   /* LINK: not to a trace */
+	uint8_t slotted : 1; /* READ, WRITE: looks into its slot, not into the TLB */
 	union {
-		uint64_t target; /* LINK, POLL: rip to go to */
-		struct { /* READ, WRITE: where its trace counts its passes; their number at the last miss */
-			uint32_t counter, missed;
+		struct { /* READ, WRITE */
+			uint32_t counter, missed; /* where its trace counts its passes; their number at the last miss */
+			uint16_t size, limit; /* bytes accessed; 4096 - size */
+			int16_t misses;       /* of its slot, each soon after the one before; from -SLOT_MISSES up */
+			uint8_t user;
+			uint8_t merged;   /* for several accesses; if it fails, interpret the first alone */
+			uint8_t failures; /* merged: how often it did; MERGE_FAILURES make the block anew without */
+			uint8_t no_retry; /* second access of its instruction; a retry could evict the first */
+		};
+		struct { /* LINK; target: of others, too */
+			uint64_t target; /* rip to go to */
+			uint32_t next_in;    /* next site linked to the same block */
+			uint32_t next_guard; /* next site linked unchecked into the same page */
+			uint32_t linked_to;  /* number of the block whose list links_in it is on, plus 1; 0: none */
+			uint16_t guard_id;   /* binding whose list `guarded` it is on; 0: none */
 		};
 	};
-	uint32_t next_in;           /* LINK: next site linked to the same block */
-	uint32_t next_guard;        /* LINK: next site linked unchecked into the same page */
-	struct bt_block *linked_to; /* LINK: block whose list links_in it is on */
 };
+_Static_assert(SITE_KINDS <= 16 && MAX_BINDINGS <= 65536, "they fit");
 /* A slot that misses this often in a row, each time within so many passes of its trace, costs more than it
  * saves: a miss takes as long as twenty look-ups in the TLB. */
 #define SLOT_MISSES 64

@@ -535,7 +535,7 @@ static void unlink_in(struct bt_cache *m, struct bt_block *b)
 {
 	for (uint32_t i = b->links_in; i; i = m->sites[i].next_in) {
 		unlink_site(m, &m->sites[i]);
-		m->sites[i].linked_to = NULL;
+		m->sites[i].linked_to = 0;
 	}
 	b->links_in = 0;
 }
@@ -728,10 +728,10 @@ static void list_remove_link(struct bt_cache *m, uint32_t n)
 
 	if (!site->linked_to)
 		return;
-	for (at = &site->linked_to->links_in; *at != n;)
+	for (at = &m->blocks[site->linked_to - 1].links_in; *at != n;)
 		at = &m->sites[*at].next_in;
 	*at = site->next_in;
-	site->linked_to = NULL;
+	site->linked_to = 0;
 }
 
 static void list_remove_guard(struct bt_cache *m, uint32_t n)
@@ -753,6 +753,7 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	struct bt_site *site = &m->sites[n];
 	bool check = !same_page && !global && !to->checks_pages;
 	unsigned flags = site->flags, a = site->pair >> 4;
+	uint32_t number = (uint32_t)(to - m->blocks);
 	const uint8_t *leave;
 	struct emit e;
 
@@ -777,17 +778,17 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
 	}
-	if (site->linked_to != to) {
+	if (site->linked_to != number + 1) {
 		list_remove_link(m, n);
 		site->next_in = to->links_in;
 		to->links_in = n;
-		site->linked_to = to;
+		site->linked_to = number + 1;
 	}
 	if (!same_page && global && site->guard_id != binding->id) {
 		list_remove_guard(m, n);
 		site->next_guard = binding->guarded;
 		binding->guarded = n;
-		site->guard_id = binding->id;
+		site->guard_id = (uint16_t)binding->id;
 	}
 	site->linked = 1;
 	m->stats.links++;
@@ -806,6 +807,7 @@ static void check_guarded(struct bt_vcpu *bv, struct bt_binding *b)
 		m->sites[i].guard_id = 0;
 	}
 	b->guarded = 0;
+	bt_returns_forget(bv, false);
 }
 
 void bt_global_changed(struct bt_vcpu *bv, gva_t va, bool all)
@@ -857,14 +859,11 @@ static void cut_stubs(struct bt_cache *m, const struct bt_segment *g)
 /* Takes the segment's sites off the lists of blocks and bindings outside it. */
 static void forget_sites(struct bt_cache *m, const struct bt_segment *g)
 {
-	const struct bt_block *first = &m->blocks[g->block], *end = &m->blocks[g->block_end];
-
 	for (uint32_t n = g->site; n < g->used_sites; n++) {
-		struct bt_block *to = m->sites[n].kind == SITE_LINK ? m->sites[n].linked_to : NULL;
-		uint32_t *at;
+		uint32_t to = m->sites[n].kind == SITE_LINK ? m->sites[n].linked_to : 0, *at;
 
-		if (to && !(to >= first && to < end))
-			for (at = &to->links_in; *at;) {
+		if (to && (to <= g->block || to > g->block_end))
+			for (at = &m->blocks[to - 1].links_in; *at;) {
 				struct bt_site *site = &m->sites[*at];
 
 				if (*at < g->site || *at >= g->site_end) {
@@ -872,7 +871,7 @@ static void forget_sites(struct bt_cache *m, const struct bt_segment *g)
 					continue;
 				}
 				*at = site->next_in;
-				site->linked_to = NULL;
+				site->linked_to = 0;
 			}
 		if (m->sites[n].kind != SITE_LINK || !m->sites[n].guard_id)
 			continue;

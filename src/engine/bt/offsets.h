@@ -52,16 +52,15 @@
 /* struct jump_cache */
 #define JUMP_MASK 32767
 /* struct bt_site */
-#define SITE_SHIFT 6
-#define SITE_HOST_OFF 8
-#define SITE_USER 19
-#define SITE_LIMIT 22
-#define SITE_MISSES 24
-#define SITE_MISSED 44
-#define SITE_COUNTER 40
-#define SITE_AFTER_OFF 12
-#define SITE_MERGED 29
-#define SITE_NO_RETRY 31
+#define SITE_HOST_OFF 4
+#define SITE_USER 30
+#define SITE_LIMIT 26
+#define SITE_MISSES 28
+#define SITE_MISSED 20
+#define SITE_COUNTER 16
+#define SITE_AFTER_OFF 8
+#define SITE_MERGED 31
+#define SITE_NO_RETRY 33
 /* struct tlb_entry */
 #define TLB_READ_TAG 0
 #define TLB_WRITE_TAG 8

@@ -78,7 +78,7 @@ AT(tlb_entry, read_tag, TLB_READ_TAG);
 AT(tlb_entry, write_tag, TLB_WRITE_TAG);
 AT(tlb_entry, host, TLB_HOST);
 AT(tlb_entry, kind, TLB_KIND);
-_Static_assert(sizeof(struct bt_site) == 1 << SITE_SHIFT, "runtime.S");
+_Static_assert(sizeof(struct bt_site) == 40, "SITE_AT in runtime.S");
 _Static_assert(offsetof(struct bt_vcpu, v.regs) == 0, "runtime.S");
 
 void bt_world(struct bt_vcpu *bv)
@@ -280,7 +280,7 @@ static const void *follow_link(struct bt_vcpu *bv, uint32_t n, bool *fault)
 {
 	struct bt_cache *m = bv->m;
 	struct bt_site *site = &m->sites[n];
-	struct bt_block *from = site->block, *to;
+	struct bt_block *from = &m->blocks[site->block], *to;
 	uint64_t generation = m->generation;
 	struct bt_binding *binding;
 	bool same_page;
@@ -328,23 +328,24 @@ static void record_again(struct bt_vcpu *bv, const struct bt_block *b)
 static const void *refill(struct bt_vcpu *bv, const struct bt_site *site)
 {
 	struct bt_cache *m = bv->m;
+	struct bt_block *b = &m->blocks[site->block];
 
 	if (bv->refill == REFILL_FULL) {
 		bt_slots_flush(bv, site->user);
 		return NULL;
 	}
-	if (bt_hint_add(&m->wide, bt_block_gpa(site->block, site->guest_off))) {
+	if (bt_hint_add(&m->wide, bt_block_gpa(b, site->guest_off))) {
 		m->stats.wide_checks++;
 		/* It works, if slowly; the trace is made anew when its other checks are settled, too. */
-		if (site->block->trace)
-			bt_trace_stale(bv, site->block);
+		if (b->trace)
+			bt_trace_stale(bv, b);
 	}
 	if (bv->refill == REFILL_OFTEN) {
 		m->sites[bv->site].misses = INT16_MIN;
 		return m->code + site->host_off;
 	}
-	if (site->block->valid)
-		bt_block_drop(m, site->block);
+	if (b->valid)
+		bt_block_drop(m, b);
 	return NULL;
 }
 
@@ -394,7 +395,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		struct bt_block *b;
 		struct bt_site site;
 		uint64_t generation, slot_epoch;
-		bool fault;
+		bool fault, access;
 		int rc;
 
 		bt_vec_load(bv);
@@ -425,7 +426,8 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 		}
 		site = m->sites[bv->site];
 		m->stats.exits_by[site.kind]++;
-		b = site.block;
+		b = &m->blocks[site.block];
+		access = site.kind == SITE_READ || site.kind == SITE_WRITE;
 		generation = m->generation;
 		slot_epoch = bv->slot_epoch;
 		switch (site.kind) {
@@ -508,7 +510,7 @@ static int run_translated(struct bt_vcpu *bv, const void *pc)
 			bv->fetch_gpa = GPA_NONE;
 			if (look)
 				return rc;
-			pc = resume_behind(bv, b, site.merged ? 0 : site.after_off, generation, slot_epoch,
+			pc = resume_behind(bv, b, access && site.merged ? 0 : site.after_off, generation, slot_epoch,
 					   at + bv->icache[index].in.len);
 		}
 	}

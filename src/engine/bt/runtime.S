@@ -62,6 +62,13 @@ bt_exit_common:
 	popq %rbx
 	ret
 
+/* From a site's number to the site. */
+	.macro SITE_AT reg
+	leaq (\reg, \reg, 4), \reg
+	shlq $3, \reg
+	addq GS(BT_SITES), \reg
+	.endm
+
 /* In: gs:BT_ARG = address + tag of the slot, gs:BT_SITE, gs:BT_LEAVE = the way to C.  Flags are dead. */
 	.macro REFILL name, tag
 	.globl \name
@@ -74,8 +81,7 @@ bt_exit_common:
 	movl GS(BT_SITE), %edx
 	movl %edx, %eax
 	shlq $4, %rdx /* the slot's offset */
-	shlq $SITE_SHIFT, %rax
-	addq GS(BT_SITES), %rax
+	SITE_AT %rax
 	movq GS(BT_ARG), %rcx
 	subq GS(BT_SLOTS)(%rdx), %rcx
 	movq %rcx, GS(BT_ARG)
@@ -122,8 +128,7 @@ bt_exit_common:
 	addl %ecx, %eax
 	movl %edx, GS(BT_SLOT_LOG)(, %rax, 4)
 	movl GS(BT_SITE), %eax
-	shlq $SITE_SHIFT, %rax
-	addq GS(BT_SITES), %rax
+	SITE_AT %rax
 3:	movq \tag(%rbx), %rcx
 	movq %rcx, GS(BT_SLOTS)(%rdx)
 	addq TLB_HOST(%rbx), %rcx
@@ -163,8 +168,7 @@ bt_exit_common:
 	cmpq $4095, %rax
 	ja 9f
 	movl GS(BT_SITE), %ecx
-	shlq $SITE_SHIFT, %rcx
-	addq GS(BT_SITES), %rcx
+	SITE_AT %rcx
 	cmpw SITE_LIMIT(%rcx), %ax
 	ja 9f
 	cmpb $0, SITE_NO_RETRY(%rcx)
