@@ -53,7 +53,7 @@ struct bt_slot {
 /* Filled since the last flush: those of user code, those of kernel code. */
 #define SLOT_LOG 8192
 
-#define JUMP_ENTRIES 32768
+#define JUMP_ENTRIES 16384
 #define JUMP_INVALID 1ull /* with host = the lookup exit */
 
 struct jump_entry {

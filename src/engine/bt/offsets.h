@@ -50,7 +50,7 @@
 #define V_SS 184
 #define SEG_SELECTOR 12
 /* struct jump_cache */
-#define JUMP_MASK 32767
+#define JUMP_MASK 16383
 /* struct bt_site */
 #define SITE_HOST_OFF 4
 #define SITE_USER 30
