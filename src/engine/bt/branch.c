@@ -339,12 +339,11 @@ void bt_put_call(struct trans *t, unsigned i)
 void bt_put_ret(struct trans *t, unsigned i)
 {
 	const struct insn *in = &t->plan.step[i].in;
-	int extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 	unsigned a = t0_of(t);
 
 	bt_about_to_clobber(t, RFLAGS_ARITH);
 	bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, t->e.p));
-	bt_adjust_rsp(t, 8 + extra);
+	bt_adjust_rsp(t, ret_pops(in));
 	bt_settle_rsp(t);
 	put_return(t, a);
 }
@@ -442,7 +441,7 @@ static int rsp_change(const struct step *s, bool *known)
 	case S_PUSH:
 	case S_CALL: return -8;
 	case S_POP: return 8;
-	case S_RET: return 8 + (s->in.nops && s->in.op[0].type == OP_IMM ? (int)(s->in.imm & 0xffff) : 0);
+	case S_RET: return ret_pops(&s->in);
 	default: *known = *known && !(s->in.gpr_write >> GPR_RSP & 1); return 0;
 	}
 }
@@ -510,10 +509,7 @@ static void put_flags_again(struct trans *t, const struct step *s, int since)
 		e32(e, (uint32_t)in->imm);
 		break;
 	case ZYDIS_MNEMONIC_TEST:
-	case ZYDIS_MNEMONIC_CMP:
-		for (unsigned k = 0; k < in->len; k++)
-			e8(e, in->bytes[k]);
-		break;
+	case ZYDIS_MNEMONIC_CMP: e_insn(e, in); break;
 	default: e_rr(e, 0x85, in->op[0].reg, in->op[0].reg, in->op[0].size == 8); /* test: its result is there */
 	}
 	e_flags_save(e, t1, t1 == GPR_RAX);
@@ -553,7 +549,7 @@ void bt_put_followed(struct trans *t, unsigned i)
 	uint64_t next = s->rip + in->len;
 	unsigned live_after = t->plan.step[i + 1].live, a = t0_of(t);
 	const struct step *writer = NULL;
-	int extra, since = 0;
+	int since = 0;
 	const uint8_t *retry;
 	struct host_mem mem;
 
@@ -589,9 +585,8 @@ void bt_put_followed(struct trans *t, unsigned i)
 	bt_about_to_clobber(t, writer ? 0 : RFLAGS_ARITH);
 	retry = t->e.p;
 	if (s->shape == S_RET) {
-		extra = in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0;
 		bt_put_load(t, a, bt_put_stack_access(t, i, GPR_RSP, 0, retry));
-		put_expect_or_go(t, i, a, 8 + extra, writer, since);
+		put_expect_or_go(t, i, a, ret_pops(in), writer, since);
 		return;
 	}
 	if (in->op[0].type == OP_GPR)

@@ -540,6 +540,13 @@ static void unlink_in(struct bt_cache *m, struct bt_block *b)
 	b->links_in = 0;
 }
 
+/* Blocks go: the return cache names code, not where it was translated from. */
+static void returns_forget(struct bt_cache *m)
+{
+	bt_returns_forget(m->bv, false);
+	bt_returns_forget(m->bv, true);
+}
+
 bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b)
 {
 	uint64_t generation = bv->m->generation;
@@ -558,6 +565,7 @@ bool bt_trace_fits(struct bt_vcpu *bv, const struct bt_block *b)
 
 void bt_trace_avoid(struct bt_cache *m, struct bt_block *b)
 {
+	returns_forget(m);
 	unlink_in(m, b);
 	bt_space_drop_jumps(m, b->rip);
 }
@@ -612,6 +620,7 @@ void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len)
 	gpa_t page = gpa & ~(gpa_t)GUEST_PAGE_MASK;
 
 	m->stats.code_writes++;
+	returns_forget(m);
 	if (remove_range(m, index, gpa, gpa + len))
 		remove_range(m, index, page, page + GUEST_PAGE_SIZE);
 	if (!m->pages[index])
@@ -620,6 +629,7 @@ void bt_cache_written(struct bt_cache *m, gpa_t gpa, uint64_t len)
 
 void bt_block_drop(struct bt_cache *m, struct bt_block *b)
 {
+	returns_forget(m);
 	page_remove(m, b);
 	block_remove(m, b);
 }
@@ -632,7 +642,7 @@ void bt_blocks_drop(struct bt_cache *m, uint64_t rip, gpa_t gpa, unsigned kind)
 		bt_block_drop(m, b);
 }
 
-/* Each process with code in common but libraries elsewhere has traces of its own; old ones go. */
+/* Each process with code in common but libraries elsewhere has traces of its own; of too many, another goes. */
 #define TRACES_ALIKE 4
 
 void bt_traces_trim(struct bt_cache *m, struct bt_block *keep)
@@ -753,7 +763,6 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	struct bt_site *site = &m->sites[n];
 	bool check = !same_page && !global && !to->checks_pages;
 	unsigned flags = site->flags, a = site->pair >> 4;
-	uint32_t number = (uint32_t)(to - m->blocks);
 	const uint8_t *leave;
 	struct emit e;
 
@@ -778,11 +787,11 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
 	}
-	if (site->linked_to != number + 1) {
+	if (site->linked_to != block_number(m, to)) {
 		list_remove_link(m, n);
 		site->next_in = to->links_in;
 		to->links_in = n;
-		site->linked_to = number + 1;
+		site->linked_to = block_number(m, to);
 	}
 	if (!same_page && global && site->guard_id != binding->id) {
 		list_remove_guard(m, n);
@@ -956,8 +965,7 @@ void bt_cache_evict(struct bt_cache *m)
 	victim = find_victim(m);
 	m->generation++;
 	m->stats.evictions++;
-	bt_returns_forget(m->bv, false);
-	bt_returns_forget(m->bv, true);
+	returns_forget(m);
 	empty_segment(m, &m->segment[victim]);
 	use_segment(m, victim);
 }

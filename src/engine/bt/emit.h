@@ -31,6 +31,14 @@ static inline void e64(struct emit *e, uint64_t q)
 	e->p += 8;
 }
 
+/* The instruction as it is; what is behind its bytes is overwritten. */
+static inline void e_insn(struct emit *e, const struct insn *in)
+{
+	_Static_assert(offsetof(struct insn, bytes) == 0 && sizeof(struct insn) >= 16, "one copy for all lengths");
+	__builtin_memcpy(e->p, in, 16);
+	e->p += in->len;
+}
+
 /* gs:[disp32] with `reg` in ModRM; rexw: 64-bit. */
 static inline void e_gs(struct emit *e, unsigned opcode, unsigned reg, bool rexw, uint32_t off)
 {

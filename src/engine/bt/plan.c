@@ -517,7 +517,7 @@ static void follow_narrow(struct tracker *k, const struct step *s)
 	    (first && (narrows(in) || (in->mnemonic == ZYDIS_MNEMONIC_MOV && in->op[1].type == OP_GPR && in->op[0].size == 8 &&
 				       (k->narrow >> in->op[1].reg & 1)))))
 		k->narrow |= in->gpr_write;
-	else if (s->shape == S_STRING)
+	else if (s->shape == S_STRING || s->shape == S_LEAVE)
 		k->narrow = 0;
 	else if (!(first && in->op[0].size <= 2))
 		k->narrow &= (uint16_t)~in->gpr_write;
@@ -540,7 +540,7 @@ static void follow_values(struct tracker *k, const struct step *s)
 		fresh(k, d);
 		return;
 	case S_RET:
-		rsp->delta += 8 + (in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0);
+		rsp->delta += ret_pops(in);
 		return;
 	case S_LEAVE:
 		*rsp = k->reg[GPR_RBP];

@@ -100,6 +100,12 @@ static inline int64_t step_disp(const struct step *s)
 	return s->in.mem_base == GPR_RIP ? (int64_t)(s->rip + s->in.len) + s->in.disp : s->in.disp;
 }
 
+/* What RET takes off the stack. */
+static inline int ret_pops(const struct insn *in)
+{
+	return 8 + (in->nops && in->op[0].type == OP_IMM ? (int)(in->imm & 0xffff) : 0);
+}
+
 /* Whose base RDFSBASE or one of its kin reads or writes. */
 unsigned insn_base_segment(const struct insn *in);
 

@@ -312,7 +312,6 @@ void bt_space_select(struct bt_vcpu *bv)
 	}
 	if (kind == SPACE_USER) {
 		bv->space = space_get(bv, bv->set, SPACE_USER);
-		bv->epoch = bv->space->epoch;
 		bv->jumps = &bv->space->jump;
 		bt_window_enter(bv);
 		return;
@@ -517,9 +516,6 @@ void bt_space_drop_jumps(struct bt_cache *m, uint64_t rip)
 {
 	struct bt_vcpu *bv = m->bv;
 
-	/* The return cache names code, not where it was translated from: all of it goes. */
-	bt_returns_forget(bv, false);
-	bt_returns_forget(bv, true);
 	drop_jump(m, bv->kernel_jumps, rip);
 	for (unsigned i = 0; i < SPACE_SETS; i++)
 		if (bv->sets[i].space[SPACE_USER])

@@ -42,14 +42,6 @@ static void note_map(struct trans *t, unsigned i)
 	};
 }
 
-/* The instruction as it is; what is behind its bytes is overwritten. */
-static void put_bytes(struct emit *e, const struct insn *in)
-{
-	_Static_assert(offsetof(struct insn, bytes) == 0 && sizeof(struct insn) >= 16, "one copy for all lengths");
-	__builtin_memcpy(e->p, in, 16);
-	e->p += in->len;
-}
-
 static void put_interp(struct trans *t, unsigned i, bool goes_on)
 {
 	struct bt_site *site;
@@ -403,7 +395,7 @@ static void put_window_string(struct trans *t, unsigned i)
 	e_rr(e, 0x01, GPR_RDI, t1, true);
 	note_map(t, i);
 	t->m->maps[t->b->map + t->b->map_count - 1u].flags |= MAP_DESTINATION | (moves ? MAP_SOURCE : 0);
-	put_bytes(e, in);
+	e_insn(e, in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t0, true);
 	e_rr(e, 0x29, GPR_RDI, t1, true);
@@ -442,7 +434,7 @@ static void put_string(struct trans *t, unsigned i)
 	}
 	e_rr(e, 0x29, t0, GPR_RDI, true);
 	e_rr(e, 0x01, GPR_RDI, t0, true);
-	put_bytes(e, &s->in);
+	e_insn(e, &s->in);
 	if (moves)
 		e_rr(e, 0x29, GPR_RSI, t1, true);
 	e_rr(e, 0x29, GPR_RDI, t0, true);
@@ -511,7 +503,7 @@ static void put_copy(struct trans *t, unsigned i, unsigned live_after)
 
 	bt_before_flags(t, s, live_after, NO_MEM);
 	note_access(t);
-	put_bytes(&t->e, &s->in);
+	e_insn(&t->e, &s->in);
 	bt_after_flags(t, s);
 }
 
@@ -526,7 +518,7 @@ static void put_lea(struct trans *t, unsigned i)
 		e_mov_imm(&t->e, in->op[0].reg, value);
 		return;
 	}
-	put_bytes(&t->e, in);
+	e_insn(&t->e, in);
 }
 
 /* At the head of a crossing instruction's block: is the second page still the one translated? */
