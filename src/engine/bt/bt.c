@@ -222,7 +222,8 @@ static struct vcpu *vcpu_create(struct engine_machine *em, unsigned index, struc
 	room = mmap(NULL, ROOM_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (room == MAP_FAILED || bytes > GS_BIAS || mprotect(room, GUEST_PAGE_SIZE, PROT_READ) ||
 	    mprotect(room + PROBE_BYTES, bytes, PROT_READ | PROT_WRITE)) {
-		error_set(err, ENOMEM, "out of memory for a vcpu");
+		error_set(err, ENOMEM, "cannot reserve %llu GiB of address space for a vcpu: raise the limit (ulimit -v)",
+			  (unsigned long long)(ROOM_BYTES / GiB));
 		if (room != MAP_FAILED)
 			munmap(room, ROOM_BYTES);
 		cache_destroy(m);
