@@ -14,6 +14,8 @@
 #define PERIOD_MIN 250000ull
 #define PERIOD_AFTER 500000ull
 #define PERIOD_MAX 4000000ull
+/* At most, while a program runs that may want a window. */
+#define PERIOD_NO_WINDOW 1000000ull
 /* Samples without news of its checks after which a trace is made anew. */
 #define SETTLED 4
 /* A short loop is unrolled up to this length. */
@@ -42,10 +44,12 @@ static void note_heat(struct bt_vcpu *bv, struct bt_space *space, const struct b
 {
 	bool user = x86_cpl(&bv->v) == 3, helper = (bv->sample_phase & ((1u << PHASE_MNEMONIC_SHIFT) - 1)) == PHASE_HELPER;
 
-	if (b ? b->kind == CODE_USER : user && helper) /* long strings are interpreted without a window */
+	if (b ? b->kind == CODE_USER : user && helper) { /* long strings are interpreted without a window */
 		space->heat++;
-	else if (!space->window && space->heat && (b ? b->kind == CODE_KERNEL : !user))
+		bv->sample_period = MIN(bv->sample_period, PERIOD_NO_WINDOW);
+	} else if (!space->window && space->heat && (b ? b->kind == CODE_KERNEL : !user)) {
 		space->heat--;
+	}
 }
 
 void bt_trace_sample(struct bt_vcpu *bv)
