@@ -92,6 +92,45 @@ static void another_page(u64 va)
 	}
 }
 
+/* Several on either side of a 2 MiB border, and each of them named before any is used again. */
+static void pages_at_once(u64 border)
+{
+	enum { N = 6 };
+
+	for (unsigned round = 0; round < 12; round++) {
+		u64 va = border - N / 2 * 4096;
+
+		for (unsigned i = 0; i < N; i++) {
+			*word(i) = 100 + i;
+			map_page(va + i * 4096, (u64)pages[i], PTE_P | PTE_W | PTE_U);
+			works(add_at, va + i * 4096, 1, 101 + i);
+		}
+		for (unsigned i = 0; i < N; i++) {
+			u64 *pte = pte_of(va + i * 4096);
+
+			switch ((i + round) % 4) {
+			case 0: *pte = 0; break;
+			case 1: *pte &= ~PTE_W; break;
+			case 2: *pte = (u64)pages[N - 1 - i] | PTE_P | PTE_W | PTE_U; break;
+			}
+			invlpg(va + i * 4096);
+		}
+		for (unsigned i = 0; i < N; i++) {
+			u64 at = va + i * 4096, had = *word(i), other = *word(N - 1 - i);
+
+			switch ((i + round) % 4) {
+			case 0: page_faults(load_at, at, 4, at); break;
+			case 1:
+				works(load_at, at, 0, had);
+				page_faults(store_at, at, 7, at);
+				break;
+			case 2: works(add_at, at, 5, other + 5); break;
+			default: works(add_at, at, 7, had + 7);
+			}
+		}
+	}
+}
+
 /* --- address spaces --- */
 
 /* Another root whose slot for `va` holds a table of its own. */
@@ -467,6 +506,8 @@ int main(void)
 	rights_change(3 * TIB + 0x123000);
 	another_page(LOW + 0x1000);
 	another_page(HIGH + 0x1000);
+	pages_at_once(LOW + (4ul << 21));
+	pages_at_once(HIGH + (4ul << 21));
 	spaces();
 	borders();
 	derived();

@@ -176,6 +176,7 @@ struct shadow {
 	uint64_t page[SHADOW_PAGES];
 	uint64_t region; /* address >> SHADOW_SHIFT */
 	bool large;      /* some page is SHADOW_LARGE */
+	bool touched;    /* the guest flushed a page that is mapped */
 	struct shadow *next;
 };
 #define SHADOW_HASH 256u
@@ -185,7 +186,8 @@ struct shadow {
 
 struct bt_window {
 	bool open;
-	bool stale; /* the guest flushed translations since what is mapped was looked at */
+	/* The guest flushed translations since what is mapped was looked at: pages of some shadows, or anything. */
+	bool touched, stale;
 	bool huge;  /* something of it is part of a page of 1 GiB */
 	unsigned nchunks;
 	struct {
@@ -194,6 +196,12 @@ struct bt_window {
 	} chunk[WINDOW_CHUNKS];
 	struct shadow *shadows[SHADOW_HASH];
 };
+
+/* Whether what is mapped must be looked at before its code runs. */
+static inline bool bt_window_stale(const struct bt_window *w)
+{
+	return w->touched || w->stale;
+}
 
 /* --- interpreter's instruction cache --- */
 

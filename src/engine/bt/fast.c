@@ -42,7 +42,7 @@ void bt_fast_prepare(struct bt_vcpu *bv)
 	f->kernel_jumps = bv->kernel_jumps;
 	/* Behind it, no interrupt is due and no access counts as the user's. */
 	f->enters = (v->sfmask & (RFLAGS_IF | RFLAGS_AC)) == (RFLAGS_IF | RFLAGS_AC);
-	if (!user || (user->window && (!user->window->open || user->window->stale || bv->window != user->window)))
+	if (!user || (user->window && (!user->window->open || bt_window_stale(user->window) || bv->window != user->window)))
 		return;
 	f->user_jumps = &user->jump;
 	f->returns = user;

@@ -12,8 +12,8 @@
  *
  * Invariant: what a place shows is what the guest's tables said when it was mapped and nothing the guest did
  * since asked to forget it, never more than user code may do, and never for writing if the page is clean or
- * holds translated code.  When the guest flushes, a window is stale; before its code runs again, what is
- * mapped is compared with the tables, so flushes cost little where little has changed.
+ * holds translated code.  When the guest flushes, a window is stale, or some of it is; before its code runs
+ * again, what is mapped is compared with the tables, so flushes cost little where little has changed.
  *
  * Windows, like TLBs, are a vcpu's own.  Everything here may run while guest vector state is live: no libc.
  */
@@ -106,7 +106,7 @@ static struct shadow *shadow_get(struct bt_vcpu *bv, struct bt_window *w, gva_t 
 		s = bv->free_shadows;
 		bv->free_shadows = s->next;
 		x86_zero(s->page, sizeof(s->page));
-		s->large = false;
+		s->large = s->touched = false;
 	} else if (bv->nshadows < MAX_SHADOWS) {
 		s = &bv->shadow_pool[bv->nshadows++];
 	} else {
@@ -251,7 +251,7 @@ void bt_window_close(struct bt_vcpu *bv, struct bt_window *w)
 			bv->free_shadows = s;
 		}
 	w->nchunks = 0;
-	w->open = w->stale = w->huge = false;
+	w->open = w->touched = w->stale = w->huge = false;
 }
 
 /* --- the guest's tables --- */
@@ -470,14 +470,13 @@ void bt_window_flush_page(struct bt_vcpu *bv, gva_t va)
 		struct shadow *s = w->open ? shadow_find(w, va) : NULL;
 
 		/* A large page goes with any of its addresses. */
-		if (w->huge) {
+		if (w->huge)
 			w->stale = true;
-			bt_fast_forget(bv);
-		} else if (s && s->large) {
-			drop_range(bv, w, s, 0, SHADOW_PAGES);
-		} else if (s && s->page[i]) {
-			drop_range(bv, w, s, i, i + 1);
-		}
+		else if (s && (s->large || s->page[i]))
+			w->touched = s->touched = true;
+		else
+			continue;
+		bt_fast_forget(bv);
 	}
 }
 
@@ -495,6 +494,7 @@ static bool check_shadow(struct bt_vcpu *bv, struct bt_window *w, struct shadow 
 	bool any = find_leaf(&bv->v, s->region << SHADOW_SHIFT, &leaf);
 	unsigned from = 0, to = 0;
 
+	s->touched = false;
 	for (unsigned i = 0; i < SHADOW_PAGES; i++) {
 		uint64_t page = s->page[i];
 
@@ -512,12 +512,13 @@ static bool check_shadow(struct bt_vcpu *bv, struct bt_window *w, struct shadow 
 
 static void check_window(struct bt_vcpu *bv, struct bt_window *w)
 {
+	bool all = w->stale;
 	struct shadow *s;
 
-	w->stale = false;
+	w->touched = w->stale = false;
 	bv->m->stats.window_checks++;
 	FOR_EACH_SHADOW(w, s)
-	if (!check_shadow(bv, w, s))
+	if ((all || s->touched) && !check_shadow(bv, w, s))
 		return;
 }
 
@@ -585,7 +586,7 @@ void bt_window_enter(struct bt_vcpu *bv)
 	struct bt_space *space = bv->space;
 	struct bt_window *w = space->window;
 
-	if (w && w->stale)
+	if (w && bt_window_stale(w))
 		check_window(bv, w);
 	if (unlikely(w && !w->open)) {
 		space->window = w = NULL;
