@@ -720,15 +720,37 @@ static void note_stub(struct bt_cache *m, uint32_t n)
 	m->stubs[g->site + g->stubs++] = n;
 }
 
-/* A guard: `to` only while the current space shows the binding's page.  The flags are in memory. */
-static void put_guard(struct emit *e, struct bt_site *site, uint32_t n, const uint8_t *leave,
-		      const struct bt_binding *binding)
+/* A guard: on only while the current space shows the binding's page.  Changes no flags: LAHF waits for them, and most are
+ * dead at the other end.  Returns where the rel8 of the other way is. */
+static uint8_t *put_guard(struct emit *e, unsigned pair, const struct bt_binding *binding)
 {
-	uint8_t *hit = e_test_shows(e, site->pair & 15, binding->id, CC_NE);
+	unsigned a = pair >> 4, b = pair & 15;
+	bool keep = a != GPR_RCX && b != GPR_RCX;
+	uint8_t *rel;
 
+	if (b == GPR_RCX)
+		b = a;
+	if (keep)
+		e_mov(e, a, GPR_RCX);
+	e_load_gs(e, b, GS_OFFSET(space)); /* movzx ecx, byte [space + shows + id] */
+	e_movzx8_mem(e, GPR_RCX, b, (int32_t)(offsetof(struct bt_space, shows) + binding->id));
+	e8(e, 0xe3); /* jrcxz */
+	e8(e, 0);
+	rel = e->p - 1;
+	if (keep)
+		e_mov(e, GPR_RCX, a);
+	return rel;
+}
+
+static void put_guard_failed(struct emit *e, uint8_t *rel, const struct bt_site *site, uint32_t n, const uint8_t *leave)
+{
+	unsigned a = site->pair >> 4;
+
+	*rel = (uint8_t)(e->p - (rel + 1)); /* (what lies between has 95 bytes at most) */
+	if (a != GPR_RCX && (site->pair & 15) != GPR_RCX)
+		e_mov(e, GPR_RCX, a);
 	e_store_gs_imm32(e, GS_OFFSET(site), n);
 	e_jmp(e, leave);
-	e_patch(hit, e->p);
 }
 
 static void list_remove_link(struct bt_cache *m, uint32_t n)
@@ -763,17 +785,11 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	struct bt_site *site = &m->sites[n];
 	bool check = !same_page && !global && !to->checks_pages;
 	unsigned flags = site->flags, a = site->pair >> 4;
-	const uint8_t *leave;
-	struct emit e;
+	struct emit e = {m->cold};
+	uint8_t *failed = NULL;
 
-	leave = bt_exit_thunk(m, FLAGS_MEM, site->pair);
-	e.p = m->cold;
-	if (check) {
-		if (flags == FLAGS_HOST)
-			e_flags_save(&e, a, a == GPR_RAX);
-		flags = FLAGS_MEM;
-		put_guard(&e, site, n, leave, binding);
-	}
+	if (check)
+		failed = put_guard(&e, site->pair, binding);
 	if (to->flags_in && flags == FLAGS_HOST && to->flags == FLAGS_MEM)
 		e_flags_save(&e, a, a == GPR_RAX);
 	e_convert_pair(&e, site->pair, to->pair);
@@ -784,6 +800,8 @@ void bt_link(struct bt_cache *m, uint32_t n, struct bt_block *to, struct bt_bind
 	} else {
 		note_stub(m, n);
 		e_jmp(&e, to->host);
+		if (check)
+			put_guard_failed(&e, failed, site, n, bt_exit_thunk(m, flags, site->pair));
 		e_patch(m->code + site->host_off, m->cold);
 		m->cold = e.p;
 	}

@@ -199,6 +199,18 @@ static inline void e_load(struct emit *e, unsigned dst, unsigned base, int32_t d
 {
 	e_mem(e, 0x8b, dst, base, GPR_NONE, 1, disp, true);
 }
+/* movzx dst32, byte [base + disp]; neither is r8 to r15 but base. */
+static inline void e_movzx8_mem(struct emit *e, unsigned dst, unsigned base, int32_t disp)
+{
+	if (base >= 8)
+		e8(e, 0x41);
+	e8(e, 0x0f);
+	e8(e, 0xb6);
+	e8(e, 0x80 | (dst & 7) << 3 | (base & 7));
+	if ((base & 7) == 4)
+		e8(e, 0x24);
+	e32(e, (uint32_t)disp);
+}
 static inline void e_store(struct emit *e, unsigned base, int32_t disp, unsigned src)
 {
 	e_mem(e, 0x89, src, base, GPR_NONE, 1, disp, true);
