@@ -1,5 +1,6 @@
 /* Returns: the code behind a call may have changed, moved to another page or belong to another address space by the time
- * a return comes back to it, and a return need not go to where the last call came from. */
+ * a return comes back to it, and a return need not go to where the last call came from.
+ * So with jumps to other pages. */
 #include "cpu.h"
 
 #define AT 0x50000000ul
@@ -192,6 +193,34 @@ static void flags_behind(bool user)
 	}
 }
 
+/* A jump to another page, which shows other code by and by: flags and registers get there as they were. */
+static void jumps_on(bool user)
+{
+	static const u8 jumps[] = {0x48, 0x39, 0xf7, 0xe9, 0xf8, 0x0f, 0, 0}; /* cmp rdi, rsi; jmp AT + 4096 */
+	static const u8 target[] = {0x0f, 0x92, 0xc0, 0xba, 0, 0, 0, 0, 0xcd, END}; /* setb al; mov edx, imm32; int */
+
+	memcpy(pages[0], jumps, sizeof(jumps));
+	map_page(AT, (u64)pages[0], PTE_P | PTE_W | PTE_U);
+	for (u32 i = 0; i < 60; i++) {
+		unsigned k = 1 + i % 3;
+
+		memcpy(pages[k], target, sizeof(target));
+		memcpy(pages[k] + 4, &i, 4);
+		map_page(AT + 4096, (u64)pages[k], PTE_P | PTE_W | PTE_U);
+		if (i & 4)
+			write_cr3(read_cr3());
+		for (unsigned n = 0; n < 8; n++) {
+			u64 regs[16] = {[RDI] = (i + n) & 1, [RSI] = 1, [RCX] = ~0ul << n, [RSP] = (u64)stack + 4096};
+
+			go(AT, regs, 2, user);
+			check_eq(trap.f.vector, END);
+			check_eq(trap.f.rax, !((i + n) & 1));
+			check_eq(trap.f.rdx, i);
+			check_eq(trap.f.rcx, ~0ul << n);
+		}
+	}
+}
+
 int main(void)
 {
 	open_to_user();
@@ -201,6 +230,7 @@ int main(void)
 		another_space(user);
 		odd_ways(user);
 		flags_behind(user);
+		jumps_on(user);
 	}
 	return 0;
 }
