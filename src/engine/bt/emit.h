@@ -199,7 +199,7 @@ static inline void e_load(struct emit *e, unsigned dst, unsigned base, int32_t d
 {
 	e_mem(e, 0x8b, dst, base, GPR_NONE, 1, disp, true);
 }
-/* movzx dst32, byte [base + disp]; neither is r8 to r15 but base. */
+/* movzx dst32, byte [base + disp]; dst is one of the first eight. */
 static inline void e_movzx8_mem(struct emit *e, unsigned dst, unsigned base, int32_t disp)
 {
 	if (base >= 8)
