@@ -720,12 +720,18 @@ static void note_stub(struct bt_cache *m, uint32_t n)
 	m->stubs[g->site + g->stubs++] = n;
 }
 
+/* Whether a guard has to keep rcx, in the pair's first register. */
+static bool guard_keeps_rcx(unsigned pair)
+{
+	return pair >> 4 != GPR_RCX && (pair & 15) != GPR_RCX;
+}
+
 /* A guard: on only while the current space shows the binding's page.  Changes no flags: LAHF waits for them, and most are
  * dead at the other end.  Returns where the rel8 of the other way is. */
 static uint8_t *put_guard(struct emit *e, unsigned pair, const struct bt_binding *binding)
 {
 	unsigned a = pair >> 4, b = pair & 15;
-	bool keep = a != GPR_RCX && b != GPR_RCX;
+	bool keep = guard_keeps_rcx(pair);
 	uint8_t *rel;
 
 	if (b == GPR_RCX)
@@ -744,11 +750,13 @@ static uint8_t *put_guard(struct emit *e, unsigned pair, const struct bt_binding
 
 static void put_guard_failed(struct emit *e, uint8_t *rel, const struct bt_site *site, uint32_t n, const uint8_t *leave)
 {
-	unsigned a = site->pair >> 4;
+	ptrdiff_t by = e->p - (rel + 1);
 
-	*rel = (uint8_t)(e->p - (rel + 1)); /* (what lies between has 95 bytes at most) */
-	if (a != GPR_RCX && (site->pair & 15) != GPR_RCX)
-		e_mov(e, GPR_RCX, a);
+	if (unlikely(by > INT8_MAX)) /* never: flags and registers are moved in less than 90 bytes */
+		__builtin_trap();
+	*rel = (uint8_t)by;
+	if (guard_keeps_rcx(site->pair))
+		e_mov(e, GPR_RCX, site->pair >> 4);
 	e_store_gs_imm32(e, GS_OFFSET(site), n);
 	e_jmp(e, leave);
 }

@@ -239,15 +239,15 @@ static inline void e_patch(uint8_t *rel, const void *to)
 
 enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A };
 
-/* Jumps on `cc` (CC_NE: shown, CC_E: not) whether the current space shows a binding's page; returns
- * where the rel32 is.  Destroys flags and `scratch`. */
-static inline uint8_t *e_test_shows(struct emit *e, unsigned scratch, uint32_t id, unsigned cc)
+/* Jumps if the current space does not show a binding's page; returns where the rel32 is.  Destroys flags and
+ * `scratch`. */
+static inline uint8_t *e_test_shows(struct emit *e, unsigned scratch, uint32_t id)
 {
 	e_load_gs(e, scratch, GS_OFFSET(space)); /* cmp byte [space + shows + id], 0 */
 	e_mem(e, 0x80, 7, scratch, GPR_NONE, 1, (int32_t)(offsetof(struct bt_space, shows) + id),
 	      false);
 	e8(e, 0);
-	return e_jcc(e, cc, e->p);
+	return e_jcc(e, CC_E, e->p);
 }
 
 /* Flags to `arith`; `free` is a scratch register (rax itself if rax is scratch). */

@@ -14,7 +14,7 @@
 #define PERIOD_MIN 250000ull
 #define PERIOD_AFTER 500000ull
 #define PERIOD_MAX 4000000ull
-/* At most, while a program runs that may want a window. */
+/* Not longer, before the usual step, where a sample has found a program without a window. */
 #define PERIOD_NO_WINDOW 1000000ull
 /* Samples without news of its checks after which a trace is made anew. */
 #define SETTLED 4

@@ -526,7 +526,7 @@ static void put_crossing_guard(struct trans *t)
 {
 	uint8_t *rel;
 
-	rel = e_test_shows(&t->e, t1_of(t), t->plan.second->id, CC_E);
+	rel = e_test_shows(&t->e, t1_of(t), t->plan.second->id);
 	bt_leave_at(t, rel, SITE_CROSS, 0);
 }
 
@@ -557,7 +557,7 @@ static void put_page_check(struct trans *t, unsigned i)
 	uint8_t *rel;
 
 	bt_about_to_clobber(t, t->plan.step[i].live);
-	rel = e_test_shows(&t->e, t1_of(t), t->plan.step[i].page->id, CC_E);
+	rel = e_test_shows(&t->e, t1_of(t), t->plan.step[i].page->id);
 	t->held[1] = 0;
 	bt_leave_at(t, rel, SITE_PAGE, i)->target = t->plan.step[i].rip;
 }
